@@ -1,0 +1,143 @@
+"""Threads, what this machine offers, and compiling ahead."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import operator
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from typing import SupportsIndex, TextIO
+
+import numpy as np
+
+from nbloss import dispatch
+
+
+def set_num_threads(n: SupportsIndex) -> None:
+    """Let large computations use `n` threads, from 1 to the number that this process may use.
+
+    It holds for the whole process, and leaves Numba's own setting alone. Results do not depend on it.
+
+    Raises
+    ------
+    ValueError
+        For n below 1 or above the number of threads that Numba can start here.
+    TypeError
+        For n that is not an integer.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> nbloss.set_num_threads(1)
+    >>> nbloss.get_num_threads()
+    1
+    """
+    from nbloss.cpu import launch
+
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an integer, got {n!r}") from None
+    if not 1 <= count <= launch.max_threads():
+        raise ValueError(
+            f"n must be between 1 and {launch.max_threads()}, the threads this process may use, got {count}"
+        )
+    launch.set_num_threads(count)
+
+
+def get_num_threads() -> int:
+    """The number of threads that large computations use.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> nbloss.get_num_threads() >= 1
+    True
+    """
+    from nbloss.cpu import launch
+
+    return launch.get_num_threads()
+
+
+def warmup(
+    dtypes: Sequence[str] = ("float32",), losses: Sequence[str] | None = None, *, file: TextIO | None = None
+) -> None:
+    """Compile the kernels of some losses ahead of their first use, showing progress.
+
+    What is compiled stays in the cache for later processes.
+
+    Parameters
+    ----------
+    dtypes : sequence of {"float16", "bfloat16", "float32", "float64"}
+        Dtypes of the input; targets are taken to be int64, or of the same dtype.
+    losses : sequence of names such as "cross_entropy" or "softmax", optional
+        None means all.
+    file : text stream, optional
+        Where progress goes; None means standard error.
+
+    Raises
+    ------
+    ValueError
+        For a dtype or a loss that nbloss does not have.
+
+    Examples
+    --------
+    >>> import nbloss, io
+    >>> nbloss.warmup(losses=["mse_loss"], file=io.StringIO())
+    """
+    from nbloss.cpu import solve
+
+    steps = solve.kernels_of(list(dtypes), None if losses is None else list(losses))
+    stream = file or sys.stderr
+    begin = time.perf_counter()
+    for done, (label, compile_it) in enumerate(steps, 1):
+        print(f"[{done}/{len(steps)}] {label}", end=" ", file=stream, flush=True)
+        start = time.perf_counter()
+        compile_it()
+        print(f"{time.perf_counter() - start:.2f} s", file=stream, flush=True)
+    print(f"{len(steps)} kernels ready in {time.perf_counter() - begin:.1f} s", file=stream, flush=True)
+
+
+def show_config(file: TextIO | None = None) -> None:
+    """Print versions, processor, threads, cache folder, and why each backend is or is not usable.
+
+    Examples
+    --------
+    >>> import nbloss, io
+    >>> nbloss.show_config(io.StringIO())
+    """
+    for name, value in _config():
+        print(f"{name:<18}{value}", file=file or sys.stdout)
+
+
+def _config() -> list[tuple[str, str]]:
+    import llvmlite.binding as llvm
+    import numba
+
+    import nbloss
+    from nbloss.cpu import compile as compiler
+    from nbloss.cpu import launch
+
+    features = llvm.get_host_cpu_features()
+    vectors = [f for f in ("avx512f", "avx2", "fma", "sse2", "neon", "sve") if features.get(f)]
+    versions = f"numpy {np.__version__}, numba {numba.__version__}, python {platform.python_version()}"
+    return [
+        ("nbloss", f"{nbloss.__version__} ({versions}, {platform.system()} {platform.machine()})"),
+        ("processor", f"{llvm.get_host_cpu_name()}: {', '.join(vectors) or 'no vector extensions known'}"),
+        ("threads", f"{get_num_threads()} of {launch.max_threads()}, {os.cpu_count()} processors"),
+        ("threading layer", launch.layer()),
+        ("kernel cache", compiler.cache_folder() or "off"),
+        ("bfloat16", _version_of("ml_dtypes")),
+        ("backend cpu", "usable"),
+        ("backend cuda", f"not usable: {dispatch.cuda_reason()}"),
+    ]
+
+
+def _version_of(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} is not installed"

@@ -1,0 +1,178 @@
+"""Compilation of kernels, and a disk cache for them that cannot hurt.
+
+A kernel is compiled when it is first needed, for one signature. Its machine code is kept in a file of its own,
+named by a hash of everything that it depends on: all sources of this package's kernels, signature, options,
+Python, Numba, LLVM and the processor. Numba's own cache knows neither the callees nor the options, shares one index
+file among processes, and raises where a folder is missing or a file is damaged; this one takes every trouble for a
+miss.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+import threading
+import warnings
+from functools import cache
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from numba import njit
+from numba.core import config, types
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+_lock = threading.RLock()
+
+
+def array_type(dtype, ndim, writable=False):
+    """Numba's type of an argument: strides are left open, so that one compilation serves every layout."""
+    return types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "A", readonly=not writable)
+
+
+def compute_type(stored):
+    """What is computed with: float64 for float64, else float32 (half precision lies in 16-bit integers)."""
+    return types.float64 if stored == "d" else types.float32
+
+
+class Kernel:
+    """A driver over blocks, compiled on demand for element types, serial or parallel.
+
+    `driver` is written with ``prange``, which is ``range`` where a kernel is compiled serially; `signature` maps
+    the element types of a call, as NumPy's one-letter codes, to the driver's argument types.
+    """
+
+    def __init__(self, name, driver, signature):
+        self.name = name
+        self._driver = driver
+        self._signature = signature
+        self._variants = {}
+
+    def variant(self, parallel, *dtypes):
+        """The compiled driver for these element types."""
+        try:
+            return self._variants[parallel, dtypes]
+        except KeyError:
+            pass
+        with _lock:
+            if (parallel, dtypes) not in self._variants:
+                compiled = _compile(self.name, self._driver, self._signature(*dtypes), parallel)
+                self._variants[parallel, dtypes] = compiled
+        return self._variants[parallel, dtypes]
+
+
+def _compile(name, function, argument_types, parallel):
+    if config.DISABLE_JIT:
+        return function
+    options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
+    dispatcher = njit(**options)(function)
+    dispatcher._cache = _DiskCache(f"{name} {options} {argument_types}") if cache_folder() else NullCache()
+    dispatcher.compile(tuple(argument_types))
+    dispatcher.disable_compile()
+    return dispatcher
+
+
+def after_fork():
+    """A forked child must not wait for a thread that only its parent has."""
+    global _lock
+    _lock = threading.RLock()
+
+
+# --- the disk cache -----------------------------------------------------------------------------------------
+
+
+class _DiskCache(NullCache):
+    """One file for one compiled kernel: a digest of its key and content, then the content."""
+
+    def __init__(self, key):
+        self._key = key
+
+    def _file(self, target_context):
+        machine = target_context.codegen().magic_tuple()
+        key = f"{self._key} {machine} {_versions()} {_sources()}".encode()
+        return key, Path(cache_folder()) / f"{hashlib.sha256(key).hexdigest()[:32]}.kernel"
+
+    def load_overload(self, sig, target_context):
+        target_context.refresh()
+        try:
+            key, path = self._file(target_context)
+            content = path.read_bytes()
+            digest, payload = content[:32], content[32:]
+            if digest != hashlib.sha256(key + payload).digest():
+                return None
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except Exception:  # absent or damaged: it is compiled anew, and overwritten
+            return None
+
+    def save_overload(self, sig, compiled):
+        try:
+            key, path = self._file(compiled.target_context)
+            payload = dumps(compiled._reduce())
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(key + payload).digest() + payload)
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except Exception as error:
+            _warn_once(f"nbloss compiles its kernels in every process: {cache_folder()} cannot be written ({error})")
+
+
+@cache
+def _warn_once(message):
+    with contextlib.suppress(Warning):  # where warnings are errors, a call must work all the same
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+@cache
+def _versions():
+    return sys.version, numba.__version__, llvmlite.__version__
+
+
+@cache
+def _sources():
+    """A hash of every file that a kernel is made of."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in [package.parent / "formulas.py", *sorted(package.glob("*.py"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def cache_folder():
+    """Where compiled kernels are kept, or None where there is no place that only this user can write to.
+
+    ``NUMBA_CACHE_DIR`` is honoured, ``NBLOSS_CACHE=0`` turns the cache off.
+    """
+    if os.environ.get("NBLOSS_CACHE") == "0":
+        return None
+    try:
+        folder = (Path(config.CACHE_DIR) if config.CACHE_DIR else _user_cache()) / "nbloss"
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True)
+        if os.name == "posix":
+            status = folder.stat()
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                _warn_once(f"nbloss does not cache kernels in {folder}: others can write to it")
+                return None
+        return str(folder)
+    except (OSError, RuntimeError) as error:
+        _warn_once(f"nbloss compiles its kernels in every process: no cache folder ({error}); set NUMBA_CACHE_DIR")
+        return None
+
+
+def _user_cache():
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home())
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,0 +1,86 @@
+"""From a kernel to its result: blocks, threads, and an ordered sum.
+
+Blocks depend on the shape alone and each writes a partial sum of its own; the partial sums are added in their
+order. Serial and parallel drivers run the same blocks, so the number of threads never shows in a result, and
+falling back to one thread is always right.
+"""
+
+import os
+import threading
+
+import numba
+import numpy as np
+from numba.np.ufunc import parallel as numba_parallel
+
+from nbloss.cpu import compile as _compile
+
+BLOCK = 1 << 14  # elements a block: 64 KiB of float32
+PARALLEL = 1 << 17  # elements from which waking other threads pays
+BREATH = 1 << 27  # elements a driver call: Ctrl-C is heard between two calls, every ~0.1 s a core
+
+_threads = None  # None: as many as Numba starts
+_forked = False
+
+
+def set_num_threads(n):
+    global _threads
+    _threads = n
+
+
+def get_num_threads():
+    return max_threads() if _threads is None else _threads
+
+
+def max_threads():
+    return numba.config.NUMBA_NUM_THREADS
+
+
+def layer():
+    """Numba's threading layer, started if need be."""
+    numba_parallel._launch_threads()
+    return numba.threading_layer()
+
+
+def launch(kernel, dtypes, args, units, unit_elements):
+    """Run `kernel` over `units` pieces of `unit_elements` elements; its partial results, summed in order."""
+    step = max(1, BLOCK // max(1, unit_elements))
+    blocks = -(-units // step)
+    part = np.empty((blocks, 2))
+    breath = max(1, BREATH // (step * max(1, unit_elements)))
+    threads = _threads_for(blocks, units * unit_elements)
+    driver = kernel.variant(threads > 1, *dtypes)
+    if threads == 1:
+        for first in range(0, blocks, breath):
+            driver(*args, units, step, first, min(blocks, first + breath), part)
+    else:
+        users = numba.get_num_threads()
+        try:
+            numba.set_num_threads(threads)
+            for first in range(0, blocks, breath):
+                driver(*args, units, step, first, min(blocks, first + breath), part)
+        finally:
+            numba.set_num_threads(users)
+    return part.sum(axis=0)
+
+
+def _threads_for(blocks, elements):
+    if elements < PARALLEL or blocks < 2 or _forked:
+        return 1
+    threads = min(get_num_threads(), blocks)
+    return threads if threads > 1 and _layer_is_safe() else 1
+
+
+def _layer_is_safe():
+    """The workqueue layer aborts the process when two threads use it at once."""
+    return layer() != "workqueue" or threading.active_count() == 1
+
+
+def _in_child():
+    # Worker threads do not survive a fork, and GNU OpenMP aborts or hangs a child that asks for them.
+    global _forked
+    _forked = True
+    _compile.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

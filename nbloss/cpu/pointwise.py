@@ -1,0 +1,112 @@
+"""The pointwise kernel: one text for all losses, each a formula of nbloss.formulas."""
+
+import numpy as np
+from numba import prange
+from numba.core import types
+
+from nbloss import formulas
+from nbloss.cpu import simd, vecmath
+from nbloss.cpu.compile import Kernel, array_type, compute_type
+from nbloss.cpu.launch import launch
+from nbloss.cpu.simd import add_wide, broadcast, first, gather, inline, lanes, read, total, where, write
+
+PRIMITIVES = {
+    "exp": vecmath.exp,
+    "log": vecmath.log,
+    "log1p": vecmath.log1p,
+    "absolute": simd.absolute,
+    "maximum": simd.maximum,
+    "where": simd.where,
+}
+SEGMENT = 4096  # elements a unit of work
+
+VALUE, GRADIENT = 1, 2  # what a call asks for, added up
+
+
+@inline
+def _operand(a, same, j, count, like):
+    """Elements j, … of an operand; `same` where it holds one value only (stride 0)."""
+    return same if a.strides[0] == 0 else read(a, j, count, 0.5, like)
+
+
+def _driver(formula):
+    loss_and_gradient = inline(formulas.bind(formula, **PRIMITIVES))
+
+    @inline
+    def segment(x, t, weight, pos_weight, upstream, gradient, loss, want, start, stop, like):
+        step = lanes(like)
+        same_w, same_p, same_u = (
+            gather(weight, 0, 1, like),
+            gather(pos_weight, 0, 1, like),
+            gather(upstream, 0, 1, like),
+        )
+        value_sum = broadcast(0.0, np.float64(0.0))
+        faults = broadcast(0.0, like)
+        for j in range(start, stop, step):
+            count = min(step, stop - j)
+            w = _operand(weight, same_w, j, count, like)
+            value, slope, outside = loss_and_gradient(
+                read(x, j, count, 0.5, like), read(t, j, count, 0.5, like), _operand(pos_weight, same_p, j, count, like)
+            )
+            inside = first(count, value)
+            faults = where(inside, where(outside, faults + 1.0, faults), faults)
+            if want & VALUE:
+                value = value * w
+                if loss.shape[0]:
+                    write(loss, j, count, value, like)
+                value_sum = add_wide(value_sum, where(inside, value, 0.0))
+            if want & GRADIENT:
+                write(gradient, j, count, slope * (w * _operand(upstream, same_u, j, count, like)), like)
+        return total(value_sum), np.float64(total(faults))
+
+    # x, t, weight, pos_weight, upstream, gradient, loss: (outer, inner), upstream being the factor of the gradient
+    def driver(
+        x, t, weight, pos_weight, upstream, gradient, loss, want, like, units, step, first_block, stop_block, part
+    ):
+        per_row = (x.shape[1] + SEGMENT - 1) // SEGMENT
+        for block in prange(first_block, stop_block):
+            value_sum = 0.0
+            faults = 0.0
+            for unit in range(block * step, min(units, block * step + step)):
+                i = unit // per_row
+                start = (unit - i * per_row) * SEGMENT
+                stop = min(x.shape[1], start + SEGMENT)
+                v, f = segment(
+                    x[i], t[i], weight[i], pos_weight[i], upstream[i], gradient[i], loss[i], want, start, stop, like
+                )
+                value_sum += v
+                faults += f
+            part[block, 0] = value_sum
+            part[block, 1] = faults
+
+    return driver
+
+
+def _signature(x, t):
+    compute = compute_type(x)
+    vector = array_type(compute.name, 2)
+    return (
+        array_type(x, 2),
+        array_type(t, 2),
+        vector,
+        vector,
+        vector,
+        array_type(x, 2, writable=True),
+        array_type(compute.name, 2, writable=True),
+        types.intp,
+        compute,
+        *[types.intp] * 4,
+        types.Array(types.float64, 2, "C"),
+    )
+
+
+KERNELS = {name: Kernel(name, _driver(f), _signature) for name, f in formulas.POINTWISE.items()}
+
+
+def run(name, x, t, weight, pos_weight, upstream, gradient, loss, want):
+    """Run one loss over (outer, inner) operands: (sum of weighted losses, inputs outside the domain)."""
+    outer, inner = x.shape
+    like = weight.dtype.type(0)
+    args = (x, t, weight, pos_weight, upstream, gradient, loss, want, like)
+    units = outer * -(-inner // SEGMENT)
+    return launch(KERNELS[name], (x.dtype.char, t.dtype.char), args, units, min(inner, SEGMENT))

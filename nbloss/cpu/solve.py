@@ -1,0 +1,208 @@
+"""The CPU backend: a canonical problem in, NumPy results out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from nbloss import layout
+from nbloss.cpu import pointwise as pointwise_kernels
+from nbloss.cpu import rowwise as rowwise_kernels
+from nbloss.cpu.pointwise import GRADIENT, VALUE
+from nbloss.cpu.rowwise import CLASS_INDEX, LOSS_ONLY, NO_TARGET, PROBABILITIES
+from nbloss.problem import Array, Pointwise, Rowwise, compute_dtype, divided, is_bfloat16
+
+WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
+STREAM_FROM = 1 << 25  # bytes of gradient from which it is written past the caches
+
+
+def _stored(array: Array) -> Array:
+    """The array as kernels see it: half precision as 16-bit integers."""
+    if array.dtype == np.float16:
+        return array.view(np.uint16)
+    return array.view(np.int16) if is_bfloat16(array.dtype) else array
+
+
+def _target(out: Array) -> Array:
+    """The memory that kernels write for `out`: its own, or a stand-in where its byte order is not the machine's."""
+    return _stored(out if out.dtype.isnative else np.empty(out.shape, out.dtype.newbyteorder("=")))
+
+
+def _deliver(out: Array, written: Array) -> Array:
+    if not out.dtype.isnative:
+        out[...] = written.view(out.dtype.newbyteorder("="))
+    return out
+
+
+def _reduced(value: float, dtype: np.dtype[Any]) -> np.floating[Any]:
+    with np.errstate(over="ignore"):
+        return dtype.type(value)  # type: ignore[no-any-return]
+
+
+def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> Any:
+    """The loss if `value`, and its gradient in `out` if there is one."""
+    x, dtype = problem.x, compute_dtype(problem.x.dtype)
+    count: float = 1.0
+    if problem.reduction == "mean":
+        count = float(x.size)
+        if problem.weight is not None and problem.name in WEIGHTED_MEAN:
+            count = float(np.sum(problem.weight, dtype=np.float64))
+    ones = np.broadcast_to(dtype.type(1), x.shape)
+    scale = np.asarray(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
+    operands = (
+        _stored(x),
+        _stored(problem.target),
+        ones if problem.weight is None else problem.weight,
+        ones if problem.pos_weight is None else problem.pos_weight,
+        np.broadcast_to(scale, x.shape),
+    )
+    written = None if out is None else _target(out)
+    loss = np.empty(x.shape, dtype) if value and problem.reduction == "none" else None
+    if in_place and problem.check and problem.name == "binary_cross_entropy":
+        _run_pointwise(problem, operands, written, None, 0)
+    total = _run_pointwise(problem, operands, written, loss, (VALUE if value else 0) | (0 if out is None else GRADIENT))
+    if out is not None:
+        _deliver(out, written)
+    if loss is not None or not value:
+        return loss
+    return _reduced(divided(total, count) if problem.reduction == "mean" else total, dtype)
+
+
+def _run_pointwise(
+    problem: Pointwise, operands: tuple[Array, ...], out: Array | None, loss: Array | None, want: int
+) -> float:
+    total = faults = 0.0
+    if not problem.x.size:
+        return total
+    results = [a for a in (out, loss) if a is not None]
+    for views in layout.pointwise_pieces([*operands, *results]):
+        written = iter(views[len(operands) :])
+        outer = views[0].shape[0]
+        piece = pointwise_kernels.run(
+            problem.name,
+            *views[: len(operands)],
+            np.empty((outer, 0), views[0].dtype) if out is None else next(written),
+            np.empty((outer, 0), views[2].dtype) if loss is None else next(written),
+            want,
+        )
+        total += piece[0]
+        faults += piece[1]
+    if faults and problem.check:
+        x = problem.x
+        first = np.unravel_index(np.flatnonzero((x < 0) | (x > 1))[0], x.shape)
+        place = "".join(f"[{', '.join(map(str, first))}]" for _ in first[:1])
+        raise ValueError(f"probs must be in [0, 1], got probs{place} = {x[first]}")
+    return total
+
+
+def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Array) -> Any:
+    """The loss if `value`, and what `form` says in `out` if there is one."""
+    x, dtype = problem.x, compute_dtype(problem.x.dtype)
+    classes = x.shape[problem.axis]
+    weight = np.empty(0, dtype) if problem.weight is None else problem.weight
+    kind, count = NO_TARGET, 1.0
+    if problem.labels is not None:
+        kind, count = CLASS_INDEX, _checked_labels(problem, weight, classes)
+    elif problem.probabilities is not None:
+        kind, count = PROBABILITIES, float(np.prod(problem.shape, dtype=np.float64))
+    if problem.reduction != "mean":
+        count = 1.0
+    loss = None
+    if value and problem.reduction == "none":
+        loss = np.full(
+            problem.shape, -np.inf if kind == NO_TARGET else 0.0, dtype
+        )  # the values of rows without classes
+    total = 0.0
+    if x.size:
+        scale = np.asarray(divided(float(factor), count)) if factor.ndim == 0 else factor
+        stored = _stored(x)
+        per_class = [stored]
+        if kind == PROBABILITIES:
+            per_class.append(_stored(problem.probabilities))  # type: ignore[arg-type]
+        if out is not None:
+            per_class.append(_target(out))
+        per_row = [np.broadcast_to(scale, problem.shape)]
+        per_row += [a for a in (problem.labels, loss) if a is not None]
+        past = out is not None and x.nbytes >= STREAM_FROM
+        forms = [form]
+        if problem.normalized:
+            # What kernels write here is a few of many zeros, and in place the values are needed first.
+            forms = [LOSS_ONLY, form] if value and out is not None else forms
+        for stage in forms:
+            if problem.normalized and stage != LOSS_ONLY:
+                per_class[-1][...] = 0
+            for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row):
+                outer = spread[0].shape[0]
+                given = iter(rows[1:])
+                sums = rowwise_kernels.run(
+                    along,
+                    problem.normalized,
+                    spread[0],
+                    next(given) if kind == CLASS_INDEX else np.empty((outer, 0), np.int64),
+                    spread[1] if kind == PROBABILITIES else spread[0],
+                    weight,
+                    rows[0],
+                    np.empty((outer, 0, 0), stored.dtype) if out is None else spread[-1],
+                    np.empty((outer, 0), dtype) if loss is None or stage != forms[0] else next(given),
+                    kind,
+                    stage,
+                    past,
+                    problem.ignore_index,
+                    problem.label_smoothing,
+                )
+                total += sums if stage == forms[0] else 0.0
+        if out is not None:
+            _deliver(out, per_class[-1])
+    if loss is not None or not value:
+        return loss
+    return _reduced(divided(total, count) if problem.reduction == "mean" else total, dtype)
+
+
+def _checked_labels(problem: Rowwise, weight: Array, classes: int) -> float:
+    """The divisor of the mean: the weight of all rows that count."""
+    labels = problem.labels
+    assert labels is not None
+    bad, _, weight_sum = rowwise_kernels.scan_labels(labels, weight, classes, problem.ignore_index)
+    if bad and problem.check:
+        wide = labels.astype(np.int64)
+        wrong = ((wide < 0) | (wide >= classes)) & (wide != problem.ignore_index)
+        first = np.unravel_index(np.flatnonzero(wrong)[0], wide.shape)
+        place = f"[{', '.join(map(str, first))}]" if first else ""
+        raise IndexError(
+            f"target{place} is {labels[first]}: class indices must be in [0, {classes}) "
+            f"or equal ignore_index ({problem.ignore_index})"
+        )
+    return float(weight_sum)
+
+
+# --- compiling ahead ----------------------------------------------------------------------------------------
+
+_CODES = {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}
+_ROW_FUNCTIONS = ("cross_entropy", "nll_loss", "logsumexp", "log_softmax", "softmax")
+
+
+def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, Callable[[], object]]]:
+    """(label, compile it) for every kernel variant that these losses use."""
+    known = [*_ROW_FUNCTIONS, *pointwise_kernels.KERNELS]
+    for kind, asked, names in (("dtype", dtypes, list(_CODES)), ("loss", losses or [], known)):
+        for name in asked:
+            if name not in names:
+                raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(names)}")
+    variants: dict[tuple[object, ...], tuple[str, Callable[[], object]]] = {}
+    for loss in known if losses is None else losses:
+        for dtype in dtypes:
+            code = _CODES[dtype]
+            if loss in pointwise_kernels.KERNELS:
+                wanted = [(pointwise_kernels.KERNELS[loss], (code, code))]
+            else:
+                names = ["picks"] if loss == "nll_loss" else ["rows", "tiles"]
+                wanted = [(rowwise_kernels.KERNELS[name], (code, "l", code)) for name in names]
+                wanted.append((rowwise_kernels.SCAN, ("l", "d" if code == "d" else "f")))
+            for kernel, codes in wanted:
+                for parallel in (False,) if kernel is rowwise_kernels.SCAN else (False, True):
+                    label = f"{kernel.name} {dtype}{' parallel' if parallel else ''}"
+                    variants[kernel, codes, parallel] = (label, partial(kernel.variant, parallel, *codes))
+    return list(variants.values())

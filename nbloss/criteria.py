@@ -1,0 +1,99 @@
+"""Criterion objects, for people who come from torch.nn: frozen dataclasses that hold a loss's options.
+
+>>> import nbloss
+>>> criterion = nbloss.CrossEntropyLoss(label_smoothing=0.1)
+>>> print(round(criterion([[2.0, 1.0, 0.1]], [0]), 6))
+0.513697
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, SupportsIndex
+
+from numpy.typing import ArrayLike
+
+from nbloss import losses
+from nbloss.dispatch import Loss
+from nbloss.problem import Array, Reduction
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Criterion:
+    """A loss with its options."""
+
+    reduction: Reduction = "mean"
+    _loss: ClassVar[Loss[...]]
+
+    def _options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __call__(self, x: ArrayLike, target: ArrayLike) -> Any:
+        """The loss."""
+        return type(self)._loss(x, target, **self._options())
+
+    def value_and_grad(
+        self, x: ArrayLike, target: ArrayLike, grad_output: ArrayLike | None = None, out: Array | None = None
+    ) -> tuple[Any, Array]:
+        """(loss, gradient); see the loss's function."""
+        return type(self)._loss.value_and_grad(x, target, grad_output, out, **self._options())
+
+    def grad(
+        self, x: ArrayLike, target: ArrayLike, grad_output: ArrayLike | None = None, out: Array | None = None
+    ) -> Array:
+        """The gradient with respect to x; see the loss's function."""
+        return type(self)._loss.grad(x, target, grad_output, out, **self._options())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CrossEntropyLoss(_Criterion):
+    """`cross_entropy` with its options."""
+
+    _loss = losses.cross_entropy
+    weight: ArrayLike | None = None
+    ignore_index: SupportsIndex = -100
+    label_smoothing: float = 0.0
+    axis: SupportsIndex = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NLLLoss(_Criterion):
+    """`nll_loss` with its options."""
+
+    _loss = losses.nll_loss
+    weight: ArrayLike | None = None
+    ignore_index: SupportsIndex = -100
+    axis: SupportsIndex = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BCELoss(_Criterion):
+    """`binary_cross_entropy` with its options."""
+
+    _loss = losses.binary_cross_entropy
+    weight: ArrayLike | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BCEWithLogitsLoss(_Criterion):
+    """`binary_cross_entropy_with_logits` with its options."""
+
+    _loss = losses.binary_cross_entropy_with_logits
+    weight: ArrayLike | None = None
+    pos_weight: ArrayLike | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MSELoss(_Criterion):
+    """`mse_loss` with its options."""
+
+    _loss = losses.mse_loss
+    weight: ArrayLike | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class L1Loss(_Criterion):
+    """`l1_loss` with its options."""
+
+    _loss = losses.l1_loss
+    weight: ArrayLike | None = None

@@ -1,0 +1,86 @@
+"""Strided views: from arrays of any layout to the few shapes that kernels take, without a copy.
+
+Kernels see (outer, inner) for pointwise and (outer, classes, inner) for row-wise work. Axes that memory does not
+let merge into these are looped over in Python: each piece below is one call of a kernel, and most arrays are one
+piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+ROWS_FROM = 256  # classes from which vectors run along them; fewer are done a tile of rows at a time
+LANES = 16  # rows that a tile wants side by side
+
+
+def pointwise_pieces(arrays: Sequence[Array]) -> Iterator[tuple[Array, ...]]:
+    """Views (outer, inner) of arrays of one shape; the first array decides which axis is the inner one."""
+    if all(a.flags.c_contiguous for a in arrays):
+        yield tuple(a.reshape(1, -1) for a in arrays)
+        return
+    first = arrays[0]
+    order = sorted(range(first.ndim), key=lambda axis: -abs(first.strides[axis]))
+    turned = [a.transpose(order) for a in arrays]
+    shape = _merged(turned)
+    looped, kept = shape[:-2], ([1, *shape] if len(shape) == 1 else shape[-2:])
+    turned = [a.reshape(*looped, *kept) for a in turned]
+    for index in np.ndindex(*looped):
+        yield tuple(a[index] for a in turned)
+
+
+def rowwise_pieces(
+    axis: int, per_class: Sequence[Array], per_row: Sequence[Array]
+) -> Iterator[tuple[bool, list[Array], list[Array]]]:
+    """Views (outer, classes, inner) of arrays with a class axis, and (outer, inner) of arrays without it.
+
+    The first item of a piece says whether its vectors run along the classes, one row after the other (inner is 1).
+    """
+    classes = per_class[0].shape[axis]
+    along = classes >= ROWS_FROM and all(a.strides[axis] == a.itemsize for a in per_class)
+    rows, spread = list(per_row), [np.moveaxis(a, axis, -1) for a in per_class]
+    if rows[0].ndim != 1:
+        shape = _merged([*rows, *(a[..., 0] for a in spread)])
+        rows = [a.reshape(shape) for a in rows]
+        spread = [a.reshape(*shape, classes) for a in spread]
+    kept = _kept_axes(rows[0].shape, spread[0].strides, along)
+    looped = [k for k in range(rows[0].ndim) if k not in kept]
+    order = looped + kept
+    rows = [a.transpose(order) for a in rows]
+    spread = [a.transpose(*order, len(order)) for a in spread]
+    for index in np.ndindex(*rows[0].shape[: len(looped)]):
+        if along:
+            yield True, [a[index][:, :, None] for a in spread], [a[index][:, None] for a in rows]
+        elif len(kept) == 1:
+            yield False, [a[index].T[None] for a in spread], [a[index][None] for a in rows]
+        else:
+            yield False, [a[index].transpose(0, 2, 1) for a in spread], [a[index] for a in rows]
+
+
+def _kept_axes(shape: tuple[int, ...], strides: tuple[int, ...], along: bool) -> list[int]:
+    """The axes of one kernel call: the longest; for tiles, neighbours in memory last, if they fill a vector."""
+    axes = sorted(range(len(shape)), key=shape.__getitem__)
+    if along:
+        return axes[-1:]
+    lane = min(axes, key=lambda k: (shape[k] < LANES, abs(strides[k]))) if shape[axes[-1]] >= LANES else axes[-1]
+    return [*[k for k in axes if k != lane][-1:], lane]
+
+
+def _merged(arrays: Sequence[Array]) -> list[int]:
+    """The shape of the arrays with all axes merged that lie one after the other in each of them."""
+    shape: list[int] = []
+    steps: list[tuple[int, ...]] = []
+    for n, *strides in zip(arrays[0].shape, *(a.strides for a in arrays)):
+        if n == 1:
+            continue
+        if shape and all(outer == inner * n for outer, inner in zip(steps[-1], strides)):
+            shape[-1] *= n
+            steps[-1] = tuple(strides)
+        else:
+            shape.append(n)
+            steps.append(tuple(strides))
+    return shape or [1]

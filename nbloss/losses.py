@@ -1,0 +1,503 @@
+"""The public losses and row functions: signature, documentation, and which problem each one is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nbloss import problem
+from nbloss.dispatch import GRADIENT, LOG_SOFTMAX, choose, loss, solve
+from nbloss.problem import Array, Pointwise, Reduction, Rowwise
+
+Backend = str
+
+
+@loss
+def cross_entropy(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex = -100,
+    label_smoothing: float = 0.0,
+    axis: SupportsIndex = 1,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Rowwise:
+    r"""Cross-entropy between softmax(logits) and a target, from log-sum-exp.
+
+    For each row of C classes, with lse the log-sum-exp of its logits x and q its target mass::
+
+        loss = sum_j q_j (lse - x_j)        gradient_j = a p_j - q_j,  a = sum_j q_j,  p = softmax(x)
+
+    Class indices t:          q_j = w_t (1 - eps) [j = t] + w_j eps / C
+    Class probabilities pi:   q_j = w_j ((1 - eps) pi_j + eps / C)
+
+    Parameters
+    ----------
+    logits : float16, bfloat16, float32 or float64 array of shape (C,), (N, C) or (N, C, d1, ...)
+        Unnormalised log-probabilities; any strides.
+    target : array
+        Class indices (any integer dtype or bool) of the logits' shape without `axis`, or class probabilities
+        (floating) of the logits' shape. The dtype decides.
+    weight : array of shape (C,), optional
+        A factor w for each class.
+    ignore_index : int
+        Rows with this target contribute nothing, whatever their logits hold, and their gradient is 0.
+    label_smoothing : float in [0, 1]
+        The share eps of the target mass that is spread evenly over the classes.
+    axis : int
+        The class axis. The default suits (C,) too.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the weight of the targets that count (class indices), or by the number of rows (class
+        probabilities); it is NaN where there are none.
+    backend : {"auto", "cpu", "cuda"}
+    stream : CUDA stream, for device arrays
+    check : bool
+        False: no error for a class index out of range; that row's loss is NaN and its gradient 0.
+
+    Returns
+    -------
+    A NumPy scalar, or for "none" an array of the logits' shape without `axis`: float64 for float64 logits,
+    else float32.
+
+    Raises
+    ------
+    IndexError
+        For a class index outside [0, C) that is not `ignore_index`.
+    ValueError
+        For shapes that do not fit, an axis out of range (AxisError), an unknown reduction or backend, or a
+        label_smoothing outside [0, 1].
+    TypeError
+        For logits that are not floating, or a masked, object or complex array.
+
+    Notes
+    -----
+    A class at -inf without target mass has probability and gradient 0; with target mass the loss is inf. A row of -inf
+    only, or with +inf or NaN, gives NaN for that row.
+
+    Label smoothing is that of Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016).
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> print(round(nbloss.cross_entropy([[2.0, 1.0, 0.1], [0.5, 2.0, 0.3]], [0, 2]), 10))
+    1.228823143
+    >>> loss, grad = nbloss.cross_entropy.value_and_grad([[2.0, 1.0, 0.1]], [0])
+    >>> print(grad.round(4))
+    [[-0.341   0.2424  0.0986]]
+    """
+    choose(backend, stream)
+    return problem.cross_entropy(logits, target, weight, ignore_index, label_smoothing, axis, reduction, check)
+
+
+@loss
+def nll_loss(
+    log_probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    ignore_index: SupportsIndex = -100,
+    axis: SupportsIndex = 1,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Rowwise:
+    """Negative log-likelihood of class indices, given log-probabilities.
+
+    For each row, ``loss = -w_t x_t`` with x the row's log-probabilities, t its target and w the class weights; the
+    gradient is -w_t at the target and 0 elsewhere.
+
+    Parameters
+    ----------
+    log_probs : float16, bfloat16, float32 or float64 array of shape (C,), (N, C) or (N, C, d1, ...)
+        Log-probabilities, such as `log_softmax` gives; they are not normalised again.
+    target : integer or bool array of log_probs' shape without `axis`
+        Class indices.
+    weight, ignore_index, axis, reduction, backend, stream, check
+        As in `cross_entropy`.
+
+    Returns
+    -------
+    A NumPy scalar, or for "none" an array of log_probs' shape without `axis`.
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError
+        As in `cross_entropy`; class probabilities as target are a TypeError.
+
+    Notes
+    -----
+    Only the target's entry of a row is read: -inf there gives inf, NaN gives NaN.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> log_probs = nbloss.log_softmax([[2.0, 1.0, 0.1], [0.5, 2.0, 0.3]])
+    >>> print(round(nbloss.nll_loss(log_probs, [0, 2]), 10))
+    1.228823143
+    """
+    choose(backend, stream)
+    return problem.nll_loss(log_probs, target, weight, ignore_index, axis, reduction, check)
+
+
+@loss
+def binary_cross_entropy(
+    probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Pointwise:
+    """Binary cross-entropy between probabilities and targets.
+
+    ``loss = -w (t log p + (1 - t) log(1 - p))``, each logarithm at least -100 as in torch, so that the loss is finite;
+    the gradient is ``w (p - t) / max(p (1 - p), 1e-12)``.
+
+    Parameters
+    ----------
+    probs : float16, bfloat16, float32 or float64 array of any shape
+        Probabilities p in [0, 1].
+    target : array of the same shape, floating, integer or bool
+        Targets t, usually in [0, 1].
+    weight : array that broadcasts to the shape of probs, optional
+        A factor w for each element.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the number of elements.
+    backend, stream
+        As in `cross_entropy`.
+    check : bool
+        False: no error for a probability outside [0, 1]; its loss is NaN and its gradient 0.
+
+    Returns
+    -------
+    A NumPy scalar, or for "none" an array of the shape of probs: float64 for float64 probs, else float32.
+
+    Raises
+    ------
+    ValueError
+        For a probability outside [0, 1], shapes that do not fit, or an unknown reduction or backend.
+    TypeError
+        For probs that are not floating, or a masked, object or complex array.
+
+    Notes
+    -----
+    NaN in probs or target gives NaN for that element. Logits lose digits on their way through a sigmoid: where you
+    have them, use `binary_cross_entropy_with_logits`.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> print(round(nbloss.binary_cross_entropy([0.8, 0.2, 0.4], [1, 0, 0]), 10))
+    0.3190375755
+    """
+    choose(backend, stream)
+    return problem.pointwise("binary_cross_entropy", "probs", probs, target, weight, None, reduction, check)
+
+
+@loss
+def binary_cross_entropy_with_logits(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    pos_weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Pointwise:
+    """Binary cross-entropy between sigmoid(logits) and targets, stable for every logit.
+
+    ``loss = w ((1 - t) x + (1 + (pos_weight - 1) t) softplus(-x))`` for logits x; the gradient is
+    ``w ((1 - t) s(x) - pos_weight t s(-x))`` with s the logistic function.
+
+    Parameters
+    ----------
+    logits : float16, bfloat16, float32 or float64 array of any shape
+    target : array of the same shape, floating, integer or bool
+        Targets t, usually in [0, 1].
+    weight : array that broadcasts to the shape of logits, optional
+        A factor w for each element.
+    pos_weight : array that broadcasts to the shape of logits, optional
+        A factor for the positive part of each target.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the number of elements.
+    backend, stream, check
+        As in `cross_entropy`; there is nothing to check in the values.
+
+    Returns
+    -------
+    A NumPy scalar, or for "none" an array of the shape of logits: float64 for float64 logits, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, or an unknown reduction or backend.
+    TypeError
+        For logits that are not floating, or a masked, object or complex array.
+
+    Notes
+    -----
+    Infinite logits give the limits: 0 on the target's side and inf on the other. NaN gives NaN for that element.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> x = [0.8269, -0.7197, -0.6237, 0.1657]
+    >>> print(round(nbloss.binary_cross_entropy_with_logits(x, [0, 0, 0, 1]), 10))
+    0.6573274536
+    """
+    choose(backend, stream)
+    return problem.pointwise(
+        "binary_cross_entropy_with_logits", "logits", logits, target, weight, pos_weight, reduction, check
+    )
+
+
+@loss
+def mse_loss(
+    input: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Pointwise:
+    """Squared error.
+
+    ``loss = w (x - t)^2``; the gradient is ``2 w (x - t)``.
+
+    Parameters
+    ----------
+    input : float16, bfloat16, float32 or float64 array of any shape
+        Values x.
+    target : array of the same shape, floating, integer or bool
+        Targets t.
+    weight : array that broadcasts to the shape of input, optional
+        A factor w for each element.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides by the number of elements, or by the sum of the weights where they are given, as in torch.
+    backend, stream, check
+        As in `cross_entropy`; there is nothing to check in the values.
+
+    Returns
+    -------
+    A NumPy scalar, or for "none" an array of the shape of input: float64 for float64 input, else float32.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit (nothing is broadcast but the weight), or an unknown reduction or backend.
+    TypeError
+        For an input that is not floating, or a masked, object or complex array.
+
+    Notes
+    -----
+    Infinite values follow IEEE arithmetic; NaN gives NaN for that element.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> print(nbloss.mse_loss([1.0, 2.0, 4.0], [1.0, 2.0, 1.0]))
+    3.0
+    """
+    choose(backend, stream)
+    return problem.pointwise("mse_loss", "input", input, target, weight, None, reduction, check)
+
+
+@loss
+def l1_loss(
+    input: ArrayLike,
+    target: ArrayLike,
+    *,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Pointwise:
+    """Absolute error.
+
+    ``loss = w |x - t|``; the gradient is ``w sign(x - t)``, 0 where x = t.
+
+    Parameters
+    ----------
+    input, target, weight, reduction, backend, stream, check
+        As in `mse_loss`.
+
+    Returns
+    -------
+    A NumPy scalar, or for "none" an array of the shape of input: float64 for float64 input, else float32.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `mse_loss`.
+
+    Notes
+    -----
+    Infinite values follow IEEE arithmetic; NaN gives NaN for that element.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> print(nbloss.l1_loss([1.0, 2.0, 4.0], [1.0, 2.0, 1.0]))
+    1.0
+    """
+    choose(backend, stream)
+    return problem.pointwise("l1_loss", "input", input, target, weight, None, reduction, check)
+
+
+def logsumexp(
+    x: ArrayLike,
+    *,
+    axis: SupportsIndex | Sequence[SupportsIndex] | None = -1,
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Any:
+    """log(sum(exp(x))) along an axis, without overflow.
+
+    Computed as ``m + log1p(r)``, m the maximum of a row and r the sum of ``exp(x - m)`` over its other entries.
+
+    Parameters
+    ----------
+    x : float16, bfloat16, float32 or float64 array
+    axis : int, tuple of ints, or None for all
+    backend, stream, check
+        As in `cross_entropy`; there is nothing to check in the values.
+
+    Returns
+    -------
+    An array of the shape of x without `axis` (a NumPy scalar where that is 0-d): float64 for float64 x, else float32.
+
+    Raises
+    ------
+    ValueError
+        For an axis out of range (AxisError) or an unknown backend.
+    TypeError
+        For x that is not floating, or a masked, object or complex array.
+
+    Notes
+    -----
+    Of no entries it is -inf. A row of -inf only, or with +inf or NaN, gives NaN, as everywhere in nbloss.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> print(nbloss.logsumexp([[1000.0, 1000.0], [0.0, -40.0]]))
+    [1.00069315e+03 4.24835426e-18]
+    """
+    choose(backend, stream)
+    if axis is None or isinstance(axis, Sequence):
+        values = problem.as_floats("x", x)
+        axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
+        kept = [k for k in range(values.ndim) if k not in axes]
+        x = values.transpose(*kept, *(k for k in axes if k < values.ndim)).reshape(*(values.shape[k] for k in kept), -1)
+        axis = -1
+    return solve(problem.rows(x, axis), value=True)[0][()]
+
+
+def log_softmax(
+    x: ArrayLike,
+    *,
+    axis: SupportsIndex = -1,
+    out: Array | None = None,
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Array:
+    """The logarithm of softmax(x) along an axis, without overflow and with all digits near 0.
+
+    ``(x - m) - log1p(r)``, m the maximum of a row and r the sum of ``exp(x - m)`` over its other entries.
+
+    Parameters
+    ----------
+    x : float16, bfloat16, float32 or float64 array
+    axis : int
+    out : array, optional
+        Receives the result: of the shape and dtype of x, writable, any strides; it may be x itself.
+    backend, stream, check
+        As in `cross_entropy`; there is nothing to check in the values.
+
+    Returns
+    -------
+    An array of the shape and dtype of x.
+
+    Raises
+    ------
+    ValueError
+        For an axis out of range (AxisError), an `out` that does not fit, or an unknown backend.
+    TypeError
+        For x that is not floating, or a masked, object or complex array.
+
+    Notes
+    -----
+    An entry at -inf stays -inf. A row of -inf only, or with +inf or NaN, gives NaN for that row.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> print(nbloss.log_softmax([0.0, 0.0]))
+    [-0.69314718 -0.69314718]
+    """
+    choose(backend, stream)
+    return _shaped(solve(problem.rows(x, axis), value=False, form=LOG_SOFTMAX, out=out)[1], x)
+
+
+def softmax(
+    x: ArrayLike,
+    *,
+    axis: SupportsIndex = -1,
+    out: Array | None = None,
+    backend: Backend = "auto",
+    stream: object = None,
+    check: bool = True,
+) -> Array:
+    """exp(x) / sum(exp(x)) along an axis, without overflow.
+
+    ``exp(x - m) / (1 + r)``, m the maximum of a row and r the sum of ``exp(x - m)`` over its other entries.
+
+    Parameters
+    ----------
+    x, axis, out, backend, stream, check
+        As in `log_softmax`.
+
+    Returns
+    -------
+    An array of the shape and dtype of x.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `log_softmax`.
+
+    Notes
+    -----
+    An entry at -inf gives 0. A row of -inf only, or with +inf or NaN, gives NaN for that row.
+
+    Examples
+    --------
+    >>> import nbloss
+    >>> print(nbloss.softmax([0.0, 0.0]))
+    [0.5 0.5]
+    """
+    choose(backend, stream)
+    return _shaped(solve(problem.rows(x, axis), value=False, form=GRADIENT, out=out)[1], x)
+
+
+def _shaped(result: Array | None, x: ArrayLike) -> Array:
+    """Undo what `problem.rows` does to a 0-d argument."""
+    assert result is not None
+    return result.reshape(np.shape(x)) if result.ndim == 1 else result

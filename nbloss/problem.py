@@ -1,0 +1,352 @@
+"""Arguments to one canonical problem, or a clear error.
+
+A problem holds arrays that are checked against each other: right kinds, right shapes, native dtypes. What it does
+not know yet are values (class indices, probabilities), which a backend looks at.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Array = np.ndarray[Any, Any]
+Reduction = Literal["none", "mean", "sum"]
+
+
+@dataclass(slots=True)
+class Pointwise:
+    """One loss of nbloss.formulas.POINTWISE on an input and a target of one shape."""
+
+    name: str
+    x: Array
+    target: Array
+    weight: Array | None
+    pos_weight: Array | None
+    reduction: Reduction
+    check: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the unreduced loss."""
+        return self.x.shape
+
+
+@dataclass(slots=True)
+class Rowwise:
+    """A class axis and, if the problem is a loss, a target: class indices, or probabilities on every class."""
+
+    x: Array
+    axis: int
+    reduction: Reduction = "none"
+    labels: Array | None = None
+    probabilities: Array | None = None
+    weight: Array | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    normalized: bool = False  # x holds log-probabilities already
+    check: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the unreduced loss: x's without the class axis."""
+        return self.x.shape[: self.axis] + self.x.shape[self.axis + 1 :]
+
+
+# --- arrays -------------------------------------------------------------------------------------------------
+
+NATIVE = {np.dtype("f2"), np.dtype("f4"), np.dtype("f8")}
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether this is ml_dtypes' bfloat16 (which NumPy knows by name only)."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
+def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which an input of this dtype is computed, and of its loss."""
+    return np.dtype("f8") if dtype == np.float64 else np.dtype("f4")
+
+
+def as_floats(name: str, value: ArrayLike) -> Array:
+    """`value` as an array of a supported floating dtype, in native byte order."""
+    array = _as_array(name, value)
+    if array.dtype in NATIVE or is_bfloat16(array.dtype):
+        return array
+    if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
+        return array.astype(array.dtype.newbyteorder("="))
+    raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}")
+
+
+def _as_array(name: str, value: ArrayLike) -> Array:
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: fill it, or select the valid elements first")
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{name} cannot be made an array: {error}") from None
+
+
+def _as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """A target or weight: floating, integer or bool, as floats."""
+    array = _as_array(name, value)
+    if array.dtype.kind in "iub":
+        return array.astype(dtype)
+    return as_floats(name, array)
+
+
+def _as_labels(array: Array) -> Array:
+    if array.dtype.kind == "b":
+        return array.view(np.uint8)
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # compared as int64: no huge label may wrap around
+        return np.minimum(array, np.uint64(2**63 - 1)).astype(np.int64)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def _reduction(value: object) -> Reduction:
+    if value == "mean" or value == "sum" or value == "none":
+        return value  # type: ignore[return-value]
+    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {value!r}")
+
+
+def normal_axis(axis: SupportsIndex, ndim: int) -> int:
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+    if not -ndim <= index < ndim:
+        raise np.exceptions.AxisError(f"axis must be between {-ndim} and {ndim - 1} for {ndim} dimensions, got {index}")
+    return index % ndim
+
+
+def _class_weight(value: ArrayLike | None, classes: int, dtype: np.dtype[Any]) -> Array | None:
+    if value is None:
+        return None
+    weight = _as_real("weight", value, dtype)
+    if weight.shape != (classes,):
+        raise ValueError(f"weight must have shape ({classes},), one for each class, got {weight.shape}")
+    return np.ascontiguousarray(weight, dtype)
+
+
+def _broadcast_weight(name: str, value: ArrayLike | None, x: Array) -> Array | None:
+    if value is None:
+        return None
+    dtype = compute_dtype(x.dtype)
+    weight = _as_real(name, value, dtype).astype(dtype, copy=False)
+    try:
+        return np.broadcast_to(weight, x.shape)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to the input's shape {x.shape}, got shape {weight.shape}") from None
+
+
+# --- problems -----------------------------------------------------------------------------------------------
+
+
+def pointwise(
+    name: str,
+    argument: str,
+    x: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    reduction: Reduction,
+    check: bool,
+) -> Pointwise:
+    """The problem of a pointwise loss; `argument` is what its first argument is called."""
+    values = as_floats(argument, x)
+    wanted = _as_real("target", target, compute_dtype(values.dtype))
+    if wanted.shape != values.shape:
+        raise ValueError(f"target must have the shape of {argument}, {values.shape}, got {wanted.shape}")
+    if wanted.dtype != values.dtype:
+        wanted = wanted.astype(compute_dtype(values.dtype), copy=False)
+    return Pointwise(
+        name,
+        values,
+        wanted,
+        _broadcast_weight("weight", weight, values),
+        _broadcast_weight("pos_weight", pos_weight, values),
+        _reduction(reduction),
+        check,
+    )
+
+
+def class_axis(argument: str, x: Array, axis: SupportsIndex) -> int:
+    """The class axis of a loss: as asked for, and the only one where logits are one row."""
+    if x.ndim == 0:
+        raise ValueError(f"{argument} must have at least one dimension, its classes")
+    return 0 if x.ndim == 1 and axis == 1 else normal_axis(axis, x.ndim)
+
+
+def cross_entropy(
+    x: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    ignore_index: SupportsIndex,
+    label_smoothing: float,
+    axis: SupportsIndex,
+    reduction: Reduction,
+    check: bool,
+) -> Rowwise:
+    """The problem of cross_entropy; the target's dtype decides what it means."""
+    logits = as_floats("logits", x)
+    where = class_axis("logits", logits, axis)
+    try:
+        smoothing = float(label_smoothing)
+    except (TypeError, ValueError):
+        raise TypeError(f"label_smoothing must be a number, got {label_smoothing!r}") from None
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+    problem = Rowwise(
+        logits,
+        where,
+        _reduction(reduction),
+        weight=_class_weight(weight, logits.shape[where], compute_dtype(logits.dtype)),
+        ignore_index=_ignore_index(ignore_index),
+        label_smoothing=smoothing,
+        check=check,
+    )
+    wanted = _as_array("target", target)
+    if wanted.dtype.kind in "iub":
+        problem.labels = _as_labels(wanted)
+        _match_labels("logits", problem)
+        return problem
+    problem.probabilities = as_floats("target", wanted)
+    if wanted.shape != logits.shape:
+        raise ValueError(
+            f"target must be class indices of shape {problem.shape} or probabilities of the logits' shape "
+            f"{logits.shape}, got {wanted.dtype} of shape {wanted.shape}"
+        )
+    if problem.ignore_index >= 0:
+        raise ValueError(f"ignore_index applies to class indices, got {ignore_index} with a target of {wanted.dtype}")
+    if problem.probabilities.dtype != logits.dtype:
+        problem.probabilities = problem.probabilities.astype(compute_dtype(logits.dtype), copy=False)
+    return problem
+
+
+def nll_loss(
+    x: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    ignore_index: SupportsIndex,
+    axis: SupportsIndex,
+    reduction: Reduction,
+    check: bool,
+) -> Rowwise:
+    """The problem of nll_loss."""
+    log_probs = as_floats("log_probs", x)
+    where = class_axis("log_probs", log_probs, axis)
+    labels = _as_array("target", target)
+    if labels.dtype.kind not in "iub":
+        raise TypeError(f"target must be class indices of an integer or bool dtype, got {labels.dtype}")
+    problem = Rowwise(
+        log_probs,
+        where,
+        _reduction(reduction),
+        labels=_as_labels(labels),
+        weight=_class_weight(weight, log_probs.shape[where], compute_dtype(log_probs.dtype)),
+        ignore_index=_ignore_index(ignore_index),
+        normalized=True,
+        check=check,
+    )
+    _match_labels("log_probs", problem)
+    return problem
+
+
+def rows(x: ArrayLike, axis: SupportsIndex) -> Rowwise:
+    """The problem of a function of rows, without a target."""
+    values = as_floats("x", x)
+    if values.ndim == 0:
+        normal_axis(axis, 1)
+        values = values.reshape(1)
+    return Rowwise(values, normal_axis(axis, values.ndim))
+
+
+def _ignore_index(value: SupportsIndex) -> int:
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise TypeError(f"ignore_index must be an integer, got {value!r}") from None
+    return index if -(2**63) <= index < 2**63 else -(2**63)
+
+
+def _match_labels(argument: str, problem: Rowwise) -> None:
+    labels = problem.labels
+    assert labels is not None
+    if labels.shape != problem.shape:
+        raise ValueError(
+            f"target must have shape {problem.shape} for {argument} of shape {problem.x.shape} with classes along axis "
+            f"{problem.axis}, got {labels.shape}"
+        )
+
+
+# --- what a call adds to its problem --------------------------------------------------------------------------
+
+
+def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Array:
+    """grad_output as float64, 0-d or of the unreduced loss's shape."""
+    if grad_output is None:
+        return np.array(1.0)
+    factor = _as_real("grad_output", grad_output, np.dtype("f8")).astype(np.float64, copy=False)
+    if factor.ndim == 0 or (problem.reduction == "none" and factor.shape == problem.shape):
+        return factor
+    expected = f"a scalar or of the loss's shape {problem.shape}" if problem.reduction == "none" else "a scalar"
+    raise ValueError(f"grad_output must be {expected}, got shape {factor.shape}")
+
+
+def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None) -> tuple[Array, bool]:
+    """The array that receives the gradient, and whether it is the input itself."""
+    x = problem.x
+    if out is None:
+        return np.empty(x.shape, x.dtype), False
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out must not be a masked array")
+    if out.shape != x.shape:
+        raise ValueError(f"out must have the input's shape {x.shape}, got {out.shape}")
+    if out.dtype.newbyteorder("=") != x.dtype:
+        raise TypeError(f"out must have the input's dtype {x.dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    if any(n > 1 and step == 0 for n, step in zip(out.shape, out.strides)):
+        raise ValueError("out must not overlap itself, got an array with a stride of 0")
+    in_place = _same_memory(out, x)
+    others = [("grad_output", grad_output), *((name, getattr(problem, name, None)) for name in _ARRAYS)]
+    for name, other in others if in_place else [("the input", x), *others]:
+        if _overlap(out, other):
+            raise ValueError(f"out must be the input itself or apart from all arguments, but it overlaps {name}")
+    return out, in_place
+
+
+_ARRAYS = ("target", "labels", "probabilities", "weight", "pos_weight")
+
+
+def _same_memory(a: Array, b: Array) -> bool:
+    return a is b or (
+        a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
+    )
+
+
+def _overlap(a: Array, b: object) -> bool:
+    if not isinstance(b, np.ndarray) or not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def divided(total: float, count: float) -> float:
+    """IEEE division: the mean of nothing is NaN, not an error."""
+    if count:
+        return total / count
+    return math.nan if total == 0 or math.isnan(total) else math.copysign(math.inf, total)
