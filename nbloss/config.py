@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import operator
 import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import SupportsIndex, TextIO
 
 import numpy as np
 
-from nbloss import dispatch
+from nbloss.problem import NO_CUDA
 
 
 def set_num_threads(n: SupportsIndex) -> None:
@@ -114,6 +112,8 @@ def show_config(file: TextIO | None = None) -> None:
 
 
 def _config() -> list[tuple[str, str]]:
+    import platform
+
     import llvmlite.binding as llvm
     import numba
 
@@ -132,12 +132,14 @@ def _config() -> list[tuple[str, str]]:
         ("kernel cache", compiler.cache_folder() or "off"),
         ("bfloat16", _version_of("ml_dtypes")),
         ("backend cpu", "usable"),
-        ("backend cuda", f"not usable: {dispatch.cuda_reason()}"),
+        ("backend cuda", f"not usable: {NO_CUDA}"),
     ]
 
 
 def _version_of(package: str) -> str:
+    from importlib import metadata  # a third of this package's import time, for one line
+
     try:
-        return f"{package} {importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
         return f"{package} is not installed"

@@ -20,16 +20,11 @@ LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what a row-wise problem writes bes
 def choose(backend: str, stream: object) -> None:
     """Raise unless the asked-for backend can be used. Host arrays run on the CPU; it is the only backend so far."""
     if backend == "cuda":
-        raise RuntimeError(f"backend='cuda' cannot be used: {cuda_reason()}")
+        raise RuntimeError(f"backend='cuda' cannot be used: {problems.NO_CUDA}")
     if backend not in ("auto", "cpu"):
         raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {backend!r}")
     if stream is not None:
         raise ValueError("stream applies to device arrays, and all arrays given are on the host")
-
-
-def cuda_reason() -> str:
-    """Why the CUDA backend is not usable."""
-    return "this version of nbloss has no CUDA backend yet; use backend='cpu'"
 
 
 def solve(
@@ -94,7 +89,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     for method, returns in ((value_and_grad, "The loss and its gradient"), (grad, "The gradient")):
         method.__qualname__ = f"{name}.{method.__name__}"
         method.__module__ = define.__module__
-        method.__signature__ = _with_gradient_arguments(define)  # type: ignore[attr-defined]
+        setattr(method, "__signature__", _with_gradient_arguments(define))  # noqa: B010
         method.__doc__ = f"""{returns} of `{name}`, whose other arguments it takes.
 
         grad_output is the upstream gradient: a scalar, or with ``reduction="none"`` an array of the loss's shape; None

@@ -102,6 +102,7 @@ def target_gradient(x_t, m, r, a, slack):
 
 
 def dense_gradient(e, q, a, r):
-    """a p - q for e = exp(x - m); at the maximum (a - q) - a r / (1 + r), which keeps the digits of q close to a."""
+    """a p - q for e = exp(x - m); where p > 1/2 as (a - q) - a r / (1 + r), keeping the digits of q near a."""
     norm = ONE / (ONE + r)
-    return where(e == ONE, (a - q) - a * (r * norm), a * (e * norm) - q)
+    plain = a * (e * norm) - q
+    return where(e == ONE, where(r < ONE, (a - q) - a * (r * norm), plain), plain)

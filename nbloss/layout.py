@@ -8,11 +8,10 @@ piece.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from nbloss.problem import Array
 
 ROWS_FROM = 256  # classes from which vectors run along them; fewer are done a tile of rows at a time
 LANES = 16  # rows that a tile wants side by side

@@ -453,7 +453,7 @@ def log_softmax(
     [-0.69314718 -0.69314718]
     """
     choose(backend, stream)
-    return _shaped(solve(problem.rows(x, axis), value=False, form=LOG_SOFTMAX, out=out)[1], x)
+    return _map_rows(x, axis, out, LOG_SOFTMAX)
 
 
 def softmax(
@@ -494,10 +494,12 @@ def softmax(
     [0.5 0.5]
     """
     choose(backend, stream)
-    return _shaped(solve(problem.rows(x, axis), value=False, form=GRADIENT, out=out)[1], x)
+    return _map_rows(x, axis, out, GRADIENT)
 
 
-def _shaped(result: Array | None, x: ArrayLike) -> Array:
-    """Undo what `problem.rows` does to a 0-d argument."""
+def _map_rows(x: ArrayLike, axis: SupportsIndex, out: Array | None, form: int) -> Array:
+    values = problem.as_floats("x", x)
+    flat = out.reshape(1) if isinstance(out, np.ndarray) and out.shape == values.shape == () else out
+    result = solve(problem.rows(values, axis), value=False, form=form, out=flat)[1]
     assert result is not None
-    return result.reshape(np.shape(x)) if result.ndim == 1 else result
+    return out if out is not None else result.reshape(values.shape)

@@ -14,7 +14,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Reduction = Literal["none", "mean", "sum"]
 
 
@@ -57,6 +57,9 @@ class Rowwise:
         return self.x.shape[: self.axis] + self.x.shape[self.axis + 1 :]
 
 
+NO_CUDA = "this version of nbloss has none; copy arrays to the host and use backend='cpu'"
+
+
 # --- arrays -------------------------------------------------------------------------------------------------
 
 NATIVE = {np.dtype("f2"), np.dtype("f4"), np.dtype("f8")}
@@ -78,19 +81,23 @@ def as_floats(name: str, value: ArrayLike) -> Array:
     if array.dtype in NATIVE or is_bfloat16(array.dtype):
         return array
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
-        return array.astype(array.dtype.newbyteorder("="))
+        native: Array = array.astype(array.dtype.newbyteorder("="))
+        return native
     raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}")
 
 
 def _as_array(name: str, value: ArrayLike) -> Array:
     if type(value) is np.ndarray:
         return value
+    if hasattr(value, "__cuda_array_interface__"):
+        raise RuntimeError(f"{name} is a device array, and the CUDA backend cannot be used: {NO_CUDA}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array: fill it, or select the valid elements first")
     try:
-        return np.asarray(value)
+        array: Array = np.asarray(value)
     except ValueError as error:
         raise TypeError(f"{name} cannot be made an array: {error}") from None
+    return array
 
 
 def _as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
@@ -105,7 +112,8 @@ def _as_labels(array: Array) -> Array:
     if array.dtype.kind == "b":
         return array.view(np.uint8)
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # compared as int64: no huge label may wrap around
-        return np.minimum(array, np.uint64(2**63 - 1)).astype(np.int64)
+        clipped: Array = np.minimum(array, np.uint64(2**63 - 1)).astype(np.int64)
+        return clipped
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -114,7 +122,7 @@ def _as_labels(array: Array) -> Array:
 
 def _reduction(value: object) -> Reduction:
     if value == "mean" or value == "sum" or value == "none":
-        return value  # type: ignore[return-value]
+        return value
     raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {value!r}")
 
 
@@ -340,7 +348,7 @@ def _overlap(a: Array, b: object) -> bool:
     if not isinstance(b, np.ndarray) or not np.may_share_memory(a, b):
         return False
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # NumPy's stub knows -1 and 0 only
     except np.exceptions.TooHardError:
         return True
 

@@ -7,6 +7,8 @@ file among processes, and raises where a folder is missing or a file is damaged;
 miss.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
@@ -15,8 +17,10 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
@@ -30,12 +34,12 @@ from numba.core.serialize import dumps
 _lock = threading.RLock()
 
 
-def array_type(dtype, ndim, writable=False):
+def array_type(dtype: str, ndim: int, writable: bool = False) -> types.Array:
     """Numba's type of an argument: strides are left open, so that one compilation serves every layout."""
     return types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "A", readonly=not writable)
 
 
-def compute_type(stored):
+def compute_type(stored: str) -> types.Float:
     """What is computed with: float64 for float64, else float32 (half precision lies in 16-bit integers)."""
     return types.float64 if stored == "d" else types.float32
 
@@ -47,13 +51,13 @@ class Kernel:
     the element types of a call, as NumPy's one-letter codes, to the driver's argument types.
     """
 
-    def __init__(self, name, driver, signature):
+    def __init__(self, name: str, driver: Callable[..., Any], signature: Callable[..., tuple[types.Type, ...]]) -> None:
         self.name = name
         self._driver = driver
         self._signature = signature
-        self._variants = {}
+        self._variants: dict[tuple[bool, tuple[str, ...]], Callable[..., Any]] = {}
 
-    def variant(self, parallel, *dtypes):
+    def variant(self, parallel: bool, *dtypes: str) -> Callable[..., Any]:
         """The compiled driver for these element types."""
         try:
             return self._variants[parallel, dtypes]
@@ -66,7 +70,9 @@ class Kernel:
         return self._variants[parallel, dtypes]
 
 
-def _compile(name, function, argument_types, parallel):
+def _compile(
+    name: str, function: Callable[..., Any], argument_types: tuple[types.Type, ...], parallel: bool
+) -> Callable[..., Any]:
     if config.DISABLE_JIT:
         return function
     options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
@@ -74,10 +80,11 @@ def _compile(name, function, argument_types, parallel):
     dispatcher._cache = _DiskCache(f"{name} {options} {argument_types}") if cache_folder() else NullCache()
     dispatcher.compile(tuple(argument_types))
     dispatcher.disable_compile()
-    return dispatcher
+    compiled: Callable[..., Any] = dispatcher
+    return compiled
 
 
-def after_fork():
+def after_fork() -> None:
     """A forked child must not wait for a thread that only its parent has."""
     global _lock
     _lock = threading.RLock()
@@ -86,18 +93,18 @@ def after_fork():
 # --- the disk cache -----------------------------------------------------------------------------------------
 
 
-class _DiskCache(NullCache):
+class _DiskCache(NullCache):  # type: ignore[misc]
     """One file for one compiled kernel: a digest of its key and content, then the content."""
 
-    def __init__(self, key):
+    def __init__(self, key: str) -> None:
         self._key = key
 
-    def _file(self, target_context):
+    def _file(self, target_context: Any) -> tuple[bytes, Path]:
         machine = target_context.codegen().magic_tuple()
         key = f"{self._key} {machine} {_versions()} {_sources()}".encode()
-        return key, Path(cache_folder()) / f"{hashlib.sha256(key).hexdigest()[:32]}.kernel"
+        return key, Path(cache_folder() or "") / f"{hashlib.sha256(key).hexdigest()[:32]}.kernel"
 
-    def load_overload(self, sig, target_context):
+    def load_overload(self, sig: object, target_context: Any) -> Any:
         target_context.refresh()
         try:
             key, path = self._file(target_context)
@@ -109,7 +116,7 @@ class _DiskCache(NullCache):
         except Exception:  # absent or damaged: it is compiled anew, and overwritten
             return None
 
-    def save_overload(self, sig, compiled):
+    def save_overload(self, sig: object, compiled: Any) -> None:
         try:
             key, path = self._file(compiled.target_context)
             payload = dumps(compiled._reduce())
@@ -127,18 +134,18 @@ class _DiskCache(NullCache):
 
 
 @cache
-def _warn_once(message):
+def _warn_once(message: str) -> None:
     with contextlib.suppress(Warning):  # where warnings are errors, a call must work all the same
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 @cache
-def _versions():
+def _versions() -> tuple[str, ...]:
     return sys.version, numba.__version__, llvmlite.__version__
 
 
 @cache
-def _sources():
+def _sources() -> str:
     """A hash of every file that a kernel is made of."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
@@ -148,7 +155,7 @@ def _sources():
 
 
 @cache
-def cache_folder():
+def cache_folder() -> str | None:
     """Where compiled kernels are kept, or None where there is no place that only this user can write to.
 
     ``NUMBA_CACHE_DIR`` is honoured, ``NBLOSS_CACHE=0`` turns the cache off.
@@ -170,7 +177,7 @@ def cache_folder():
         return None
 
 
-def _user_cache():
+def _user_cache() -> Path:
     if os.name == "nt":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home())
     if sys.platform == "darwin":

@@ -5,43 +5,48 @@ order. Serial and parallel drivers run the same blocks, so the number of threads
 falling back to one thread is always right.
 """
 
+from __future__ import annotations
+
 import os
 import threading
+from typing import Any
 
 import numba
 import numpy as np
 from numba.np.ufunc import parallel as numba_parallel
 
-from nbloss.cpu import compile as _compile
+from nbloss.cpu import compile as compiler
+from nbloss.cpu.compile import Kernel
+from nbloss.problem import Array
 
 BLOCK = 1 << 14  # elements a block: 64 KiB of float32
 PARALLEL = 1 << 17  # elements from which waking other threads pays
 BREATH = 1 << 27  # elements a driver call: Ctrl-C is heard between two calls, every ~0.1 s a core
 
-_threads = None  # None: as many as Numba starts
+_threads: int | None = None  # None: as many as Numba starts
 _forked = False
 
 
-def set_num_threads(n):
+def set_num_threads(n: int) -> None:
     global _threads
     _threads = n
 
 
-def get_num_threads():
+def get_num_threads() -> int:
     return max_threads() if _threads is None else _threads
 
 
-def max_threads():
-    return numba.config.NUMBA_NUM_THREADS
+def max_threads() -> int:
+    return int(numba.config.NUMBA_NUM_THREADS)
 
 
-def layer():
+def layer() -> str:
     """Numba's threading layer, started if need be."""
     numba_parallel._launch_threads()
-    return numba.threading_layer()
+    return str(numba.threading_layer())
 
 
-def launch(kernel, dtypes, args, units, unit_elements):
+def launch(kernel: Kernel, dtypes: tuple[str, ...], args: tuple[Any, ...], units: int, unit_elements: int) -> Array:
     """Run `kernel` over `units` pieces of `unit_elements` elements; its partial results, summed in order."""
     step = max(1, BLOCK // max(1, unit_elements))
     blocks = -(-units // step)
@@ -60,26 +65,27 @@ def launch(kernel, dtypes, args, units, unit_elements):
                 driver(*args, units, step, first, min(blocks, first + breath), part)
         finally:
             numba.set_num_threads(users)
-    return part.sum(axis=0)
+    sums: Array = part.sum(axis=0)
+    return sums
 
 
-def _threads_for(blocks, elements):
+def _threads_for(blocks: int, elements: int) -> int:
     if elements < PARALLEL or blocks < 2 or _forked:
         return 1
     threads = min(get_num_threads(), blocks)
     return threads if threads > 1 and _layer_is_safe() else 1
 
 
-def _layer_is_safe():
+def _layer_is_safe() -> bool:
     """The workqueue layer aborts the process when two threads use it at once."""
     return layer() != "workqueue" or threading.active_count() == 1
 
 
-def _in_child():
+def _in_child() -> None:
     # Worker threads do not survive a fork, and GNU OpenMP aborts or hangs a child that asks for them.
     global _forked
     _forked = True
-    _compile.after_fork()
+    compiler.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

@@ -9,6 +9,7 @@ from nbloss.cpu import simd, vecmath
 from nbloss.cpu.compile import Kernel, array_type, compute_type
 from nbloss.cpu.launch import launch
 from nbloss.cpu.simd import add_wide, broadcast, first, gather, inline, lanes, read, total, where, write
+from nbloss.problem import Array
 
 PRIMITIVES = {
     "exp": vecmath.exp,
@@ -103,7 +104,17 @@ def _signature(x, t):
 KERNELS = {name: Kernel(name, _driver(f), _signature) for name, f in formulas.POINTWISE.items()}
 
 
-def run(name, x, t, weight, pos_weight, upstream, gradient, loss, want):
+def run(
+    name: str,
+    x: Array,
+    t: Array,
+    weight: Array,
+    pos_weight: Array,
+    upstream: Array,
+    gradient: Array,
+    loss: Array,
+    want: int,
+) -> Array:
     """Run one loss over (outer, inner) operands: (sum of weighted losses, inputs outside the domain)."""
     outer, inner = x.shape
     like = weight.dtype.type(0)

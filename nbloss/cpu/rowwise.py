@@ -40,13 +40,17 @@ from nbloss.cpu.simd import (
     where,
     write,
 )
-from nbloss.cpu.vecmath import exp_flush, log1p
+from nbloss.cpu.vecmath import exp_difference, exp_flush, log1p
+from nbloss.problem import Array
 
 NO_TARGET, CLASS_INDEX, PROBABILITIES = 0, 1, 2  # kind of target
 LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what is written; softmax is the gradient without a target
 
 NEG_INF = -np.inf
 SHORT = 8  # chunks of a row that is short
+# Below this r, a row's loss and gradient are of the size of r, whose terms are then exp of large differences: float32
+# rounds x - m = -20 by 8 ulp of its exp. Such rows are summed once more, with the rounded part put back.
+CONFIDENT = 1.0 / 16.0
 CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
 
 
@@ -81,17 +85,17 @@ def _maximum(x, start, stop, like):
 
 @inline
 def _sum_around_maximum(x, start, stop, ahead, m, like):
-    """(sum of exp(x - m) over all x < m, number of x = m), by lanes."""
+    """(sum of exp(x - m) over all x < m, number of x = m) of a chunk, by lanes; fetches what lies `ahead` of it."""
     step = lanes(like)
-    below = broadcast(0.0, like)
-    ties = below
+    even = broadcast(0.0, like)
+    odd = ties = even
     for j in range(start, stop, step):
         d = take(x, j, min(step, stop - j), NEG_INF, like) - m
         prefetch(x, j + ahead)
         top = d == 0.0
-        below = below + where(top, 0.0, exp_flush(d))
+        even, odd = odd, even + where(top, 0.0, exp_flush(d))
         ties = where(top, ties + 1.0, ties)
-    return below, ties
+    return even + odd, ties
 
 
 @inline
@@ -112,26 +116,18 @@ def _sum_below_maximum(x, start, ahead, m, like):
 
 
 @inline
-def _row_statistics(x, like):
-    """(m, r) of one row. A row that the first-level cache holds is read twice there; a longer one is summed by
-    chunks while its maximum is still being found (online log-sum-exp), which reads memory once."""
+def _online_sum(x, size, like):
+    """(m, sum of exp(x - m) over all x < m, number of x = m): online log-sum-exp, which reads memory once."""
     n = x.shape[0]
-    size = CHUNK * lanes(like)
-    if n <= SHORT * size:
-        top = _maximum(x, 0, n, like)
-        below, ties = _sum_around_maximum(x, 0, n, n, broadcast(top, like), like)
-        r = total(add_wide(broadcast(0.0, np.float64(0.0)), below)) + (np.float64(total(ties)) - 1.0)
-        return top, type(like)(r)
     m = broadcast(NEG_INF, like)
     below = broadcast(0.0, np.float64(0.0))
     ties = broadcast(0.0, like)
     top = _maximum(x, 0, min(size, n), like)
-    start = 0
-    while start < n:
+    for start in range(0, n, size):
         stop = min(start + size, n)
         if top > lane(m, 0):
             shrink = lane(exp_flush(m - top), 0)
-            below = (below + add_wide(broadcast(0.0, np.float64(0.0)), ties)) * np.float64(shrink)
+            below = add_wide(below, ties) * np.float64(shrink)
             ties = broadcast(0.0, like)
             m = broadcast(top, like)
         if top == lane(m, 0) or stop - start < size:
@@ -144,9 +140,45 @@ def _row_statistics(x, like):
             s, _ = _sum_below_maximum(x, start, start, m, like)
             top = _maximum(x, stop, n, like)
         below = add_wide(below, s)
-        start = stop
-    r = total(below) + (np.float64(total(ties)) - 1.0)
-    return lane(m, 0), type(like)(r)
+    return lane(m, 0), total(below), np.float64(total(ties))
+
+
+@inline
+def _sum_exactly(x, m, like):
+    """The sum of exp(x - m) over all x < m, with every digit: see CONFIDENT."""
+    n = x.shape[0]
+    step = lanes(like)
+    zero = broadcast(0.0, np.float64(0.0))
+    below = zero
+    for start in range(0, n, 16 * step):
+        chunk = zero
+        for j in range(start, min(start + 16 * step, n), step):
+            e = exp_difference(take(x, j, min(step, n - j), NEG_INF, like), m)
+            chunk = add_wide(chunk, where(e == 1.0, 0.0, e))
+        below = below + chunk
+    return total(below)
+
+
+@inline
+def _row_statistics(x, like):
+    """(m, r) of one row, r in float64."""
+    n = x.shape[0]
+    size = CHUNK * lanes(like)
+    if n <= SHORT * size:  # the first-level cache holds it: two passes are faster than an online one
+        top = _maximum(x, 0, n, like)
+        wide = broadcast(0.0, np.float64(0.0))
+        count = broadcast(0.0, like)
+        for start in range(0, n, size):
+            s, k = _sum_around_maximum(x, start, min(start + size, n), n, broadcast(top, like), like)
+            wide = add_wide(wide, s)
+            count = count + k
+        below, ties = total(wide), np.float64(total(count))
+    else:
+        top, below, ties = _online_sum(x, size, like)
+    r = below + (ties - 1.0)
+    if r < CONFIDENT:
+        r = _sum_exactly(x, broadcast(top, like), like)
+    return top, r
 
 
 @inline
@@ -172,7 +204,7 @@ def _dense_mass(x, q, weight, mode, m, like):
         mass_j = _mass_at(q, weight, mode, j, count, like)
         gap = add_wide(gap, mass_gap(mass_j, m, take(x, j, count, 0.0, like)))
         mass = add_wide(mass, mass_j)
-    return type(like)(total(gap)), type(like)(total(mass))
+    return total(gap), total(mass)
 
 
 @inline
@@ -184,6 +216,8 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
     log_norm = log1p(r)
     slope = scale * a / (1.0 + r)
     aligned = aligned_at(out, like) if past else n
+    if aligned < 0:
+        aligned = n
     j = 0
     while j < n:
         count = min(step, n - j)
@@ -193,9 +227,10 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
         if form == LOG_SOFTMAX:
             y = (v - m) - log_norm
         else:
-            y = slope * exp_flush(v - m)
+            e = exp_difference(v, m)
+            y = slope * e
             if kind == PROBABILITIES:
-                y = scale * dense_gradient(exp_flush(v - m), _mass_at(q, weight, mode, j, count, like), a, r)
+                y = scale * dense_gradient(e, _mass_at(q, weight, mode, j, count, like), a, r)
             elif uniform != 0.0:
                 y = y - scale * _mass_at(q, weight, mode, j, count, like)
             y = where(only(target - j, y), at_target, y)
@@ -233,19 +268,22 @@ def _row(operands, mode, unit, like, scratch):
         if weight.shape[0]:
             w_t = weight[target]
         kept = share * w_t
-    top, rest = _row_statistics(row, like)
-    m, r = broadcast(top, like), broadcast(rest, like)
-    gap = mass = type(like)(0)
+    top, r = _row_statistics(row, like)
+    m = broadcast(top, like)
+    gap = mass = 0.0
     if kind == PROBABILITIES or uniform != 0.0:
         gap, mass = _dense_mass(row, q[unit, :, 0], weight, mode, m, like)
     if form != LOSS_ONLY:
+        rest = broadcast(r, like)
         scale = broadcast(upstream[unit, 0], like)
         a = broadcast(kept + mass, like)
-        at_target = scale * target_gradient(broadcast(x_t, like), m, r, a, mass - uniform * w_t)
-        _write_row(row, q[unit, :, 0], weight, out[unit, :, 0], mode, m, r, scale, a, target, at_target, like)
+        at_target = scale * target_gradient(broadcast(x_t, like), m, rest, a, mass - uniform * w_t)
+        _write_row(row, q[unit, :, 0], weight, out[unit, :, 0], mode, m, rest, scale, a, target, at_target, like)
+    # The loss of a row in float64, rounded once.
+    log_norm = log1p(broadcast(r, np.float64(0.0)))
     if kind == NO_TARGET:
-        return np.float64(lane(m + log1p(r), 0))
-    return np.float64(lane(row_loss(broadcast(kept, like), m, x_t, gap, mass, log1p(r)), 0))
+        return lane(log_norm + top, 0)
+    return lane(row_loss(broadcast(kept, np.float64(0.0)), np.float64(top), np.float64(x_t), gap, mass, log_norm), 0)
 
 
 @inline
@@ -323,11 +361,10 @@ def _tiles(operands, mode, unit, like, scratch):
         below_block = gap_block = mass_block = zero
         for j in range(block, min(block + 64, classes)):
             v = load(tile, j * step, like)
-            d = v - m
-            e = exp_flush(d)
+            e = exp_difference(v, m)
             if form == GRADIENT:
                 store(tile, j * step, e)
-            top = d == 0.0
+            top = e == 1.0
             below_block = below_block + where(top, 0.0, e)
             ties = where(top, ties + 1.0, ties)
             if kind == PROBABILITIES or uniform != 0.0:
@@ -449,7 +486,22 @@ KERNELS = {
 }
 
 
-def run(along, normalized, x, t, q, weight, upstream, out, loss, kind, form, past, ignore, smoothing):
+def run(
+    along: bool,
+    normalized: bool,
+    x: Array,
+    t: Array,
+    q: Array,
+    weight: Array,
+    upstream: Array,
+    out: Array,
+    loss: Array,
+    kind: int,
+    form: int,
+    past: bool,
+    ignore: int,
+    smoothing: float,
+) -> float:
     """Run one piece of a row-wise problem; the sum of its losses."""
     outer, classes, inner = x.shape
     like = weight.dtype.type(0)
@@ -463,7 +515,7 @@ def run(along, normalized, x, t, q, weight, upstream, out, loss, kind, form, pas
         kernel, units, unit_elements = KERNELS["tiles"], outer * -(-inner // step), classes * step
         tile_size = unit_elements
     args = (x, t, q, weight, upstream, out, loss, kind, form, past, ignore, share, uniform, tile_size, like)
-    return launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), args, units, unit_elements)[0]
+    return float(launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), args, units, unit_elements)[0])
 
 
 # --- labels -------------------------------------------------------------------------------------------------
@@ -499,7 +551,10 @@ SCAN = Kernel(
 )
 
 
-def scan_labels(labels, weight, classes, ignore):
+def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[int, int, float]:
     """What must be known of the labels before anything is written: (out of range, that count, their weight)."""
     flat = np.ascontiguousarray(labels).reshape(-1)
-    return SCAN.variant(False, flat.dtype.char, weight.dtype.char)(flat, weight, classes, ignore)
+    found: tuple[int, int, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(
+        flat, weight, classes, ignore
+    )
+    return found

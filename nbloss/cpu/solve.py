@@ -11,6 +11,7 @@ import numpy as np
 from nbloss import layout
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
+from nbloss.cpu.compile import Kernel
 from nbloss.cpu.pointwise import GRADIENT, VALUE
 from nbloss.cpu.rowwise import CLASS_INDEX, LOSS_ONLY, NO_TARGET, PROBABILITIES
 from nbloss.problem import Array, Pointwise, Rowwise, compute_dtype, divided, is_bfloat16
@@ -31,15 +32,14 @@ def _target(out: Array) -> Array:
     return _stored(out if out.dtype.isnative else np.empty(out.shape, out.dtype.newbyteorder("=")))
 
 
-def _deliver(out: Array, written: Array) -> Array:
+def _deliver(out: Array, written: Array) -> None:
     if not out.dtype.isnative:
         out[...] = written.view(out.dtype.newbyteorder("="))
-    return out
 
 
-def _reduced(value: float, dtype: np.dtype[Any]) -> np.floating[Any]:
+def _reduced(value: float, dtype: np.dtype[Any]) -> Any:
     with np.errstate(over="ignore"):
-        return dtype.type(value)  # type: ignore[no-any-return]
+        return dtype.type(value)
 
 
 def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> Any:
@@ -64,7 +64,7 @@ def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool
     if in_place and problem.check and problem.name == "binary_cross_entropy":
         _run_pointwise(problem, operands, written, None, 0)
     total = _run_pointwise(problem, operands, written, loss, (VALUE if value else 0) | (0 if out is None else GRADIENT))
-    if out is not None:
+    if out is not None and written is not None:
         _deliver(out, written)
     if loss is not None or not value:
         return loss
@@ -78,24 +78,23 @@ def _run_pointwise(
     if not problem.x.size:
         return total
     results = [a for a in (out, loss) if a is not None]
-    for views in layout.pointwise_pieces([*operands, *results]):
-        written = iter(views[len(operands) :])
-        outer = views[0].shape[0]
-        piece = pointwise_kernels.run(
-            problem.name,
-            *views[: len(operands)],
-            np.empty((outer, 0), views[0].dtype) if out is None else next(written),
-            np.empty((outer, 0), views[2].dtype) if loss is None else next(written),
-            want,
-        )
+    for x, target, weight, pos_weight, upstream, *rest in layout.pointwise_pieces([*operands, *results]):
+        gradient = np.empty((x.shape[0], 0), x.dtype) if out is None else rest[0]
+        losses = np.empty((x.shape[0], 0), weight.dtype) if loss is None else rest[-1]
+        piece = pointwise_kernels.run(problem.name, x, target, weight, pos_weight, upstream, gradient, losses, want)
         total += piece[0]
         faults += piece[1]
     if faults and problem.check:
-        x = problem.x
-        first = np.unravel_index(np.flatnonzero((x < 0) | (x > 1))[0], x.shape)
-        place = "".join(f"[{', '.join(map(str, first))}]" for _ in first[:1])
-        raise ValueError(f"probs must be in [0, 1], got probs{place} = {x[first]}")
+        probs = problem.x
+        place, value = _first(probs, (probs < 0) | (probs > 1))
+        raise ValueError(f"probs must be in [0, 1], got probs{place} = {value}")
     return total
+
+
+def _first(array: Array, wrong: Array) -> tuple[str, Any]:
+    """Where the first wrong element is, as an index is written, and its value."""
+    index = np.unravel_index(np.flatnonzero(wrong)[0], array.shape)
+    return f"[{', '.join(map(str, index))}]" if index else "", array[index]
 
 
 def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Array) -> Any:
@@ -168,11 +167,9 @@ def _checked_labels(problem: Rowwise, weight: Array, classes: int) -> float:
     bad, _, weight_sum = rowwise_kernels.scan_labels(labels, weight, classes, problem.ignore_index)
     if bad and problem.check:
         wide = labels.astype(np.int64)
-        wrong = ((wide < 0) | (wide >= classes)) & (wide != problem.ignore_index)
-        first = np.unravel_index(np.flatnonzero(wrong)[0], wide.shape)
-        place = f"[{', '.join(map(str, first))}]" if first else ""
+        place, value = _first(labels, ((wide < 0) | (wide >= classes)) & (wide != problem.ignore_index))
         raise IndexError(
-            f"target{place} is {labels[first]}: class indices must be in [0, {classes}) "
+            f"target{place} is {value}: class indices must be in [0, {classes}) "
             f"or equal ignore_index ({problem.ignore_index})"
         )
     return float(weight_sum)
@@ -195,6 +192,7 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
     for loss in known if losses is None else losses:
         for dtype in dtypes:
             code = _CODES[dtype]
+            wanted: list[tuple[Kernel, tuple[str, ...]]]
             if loss in pointwise_kernels.KERNELS:
                 wanted = [(pointwise_kernels.KERNELS[loss], (code, code))]
             else:

@@ -71,6 +71,16 @@ def exp(x):
 
 
 @inline
+def exp_difference(x, m):
+    """exp(x - m) for x <= m, with what the subtraction rounds away put back (TwoSum): 8 ulp of exp(-20) in float32."""
+    d = x - m
+    rounded_m = d - x
+    lost = (x - (d - rounded_m)) - (m + rounded_m)
+    e = exp(d)
+    return fma(e, where(d > -INF, lost, 0.0), e)
+
+
+@inline
 def _log_of_parts(k, f, correction):
     """k ln 2 + log(1 + f) + correction, for f in [sqrt(1/2) - 1, sqrt(2) - 1]: log(1 + f) = 2 atanh(f / (2 + f))."""
     s = f / (f + 2.0)

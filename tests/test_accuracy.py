@@ -1,0 +1,145 @@
+"""Digits: errors in ulp against extended precision, where the usual formulas lose them."""
+
+import mpmath
+import numpy as np
+import pytest
+
+import nbloss
+
+mpmath.mp.dps = 60
+LONG = np.longdouble
+DTYPES = [np.float32, np.float64]
+extended = pytest.mark.skipif(np.finfo(LONG).eps > 2e-19, reason="long double is no wider than float64 here")
+
+
+def ulps(actual, expected):
+    """Error of each element in units in the last place of the expected value."""
+    dtype = np.asarray(actual).dtype
+    expected = np.asarray(expected, LONG)
+    spacing = np.spacing(np.abs(expected).astype(dtype)).astype(LONG)
+    return np.abs(np.asarray(actual).astype(LONG) - expected) / spacing
+
+
+def row_reference(x, labels):
+    """Losses and gradients of rows in extended precision, with nothing cancelled there either."""
+    wide = x.astype(LONG)
+    rows = np.arange(len(x))
+    top = wide.argmax(axis=1)
+    gap = wide - wide[rows, top][:, None]
+    others = np.exp(gap)
+    others[rows, top] = 0
+    r = others.sum(axis=1)
+    gradient = np.exp(gap) / (1 + r)[:, None]
+    not_target = gradient.copy()
+    not_target[rows, labels] = 0
+    gradient[rows, labels] = -not_target.sum(axis=1)
+    return np.log1p(r) - gap[rows, labels], gradient
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scale", "limit"), [(1, 4), (3, 4), (10, 24), (30, 24)])
+@pytest.mark.parametrize(("rows", "classes"), [(400, 2), (400, 10), (200, 257), (100, 1000), (20, 50_000)])
+def test_cross_entropy_rows(rng, dtype, scale, limit, rows, classes):
+    x = (rng.standard_normal((rows, classes)) * scale).astype(dtype)
+    labels = rng.integers(0, classes, rows)
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+    expected, expected_gradient = row_reference(x, labels)
+    assert ulps(loss, expected).max() <= limit
+    # Four eps of the row's largest entry: of p, next to which the gradient is p - 1 or p.
+    error = np.abs(gradient.astype(LONG) - expected_gradient).max(axis=1)
+    largest = np.maximum(np.abs(expected_gradient).max(axis=1), np.finfo(dtype).tiny)
+    assert (error / largest).max() <= 4 * np.finfo(dtype).eps
+    # The same bits whichever axis the classes lie along is not promised; the same digits are.
+    across = nbloss.cross_entropy(np.asfortranarray(x), labels, reduction="none")
+    assert ulps(across, expected).max() <= limit
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("confidence", [1, 5, 17, 30, 80])
+@pytest.mark.parametrize("others", [1, 400])
+def test_confident_rows(dtype, confidence, others):
+    x = np.zeros((1, 1 + others), dtype)
+    x[0, 0] = confidence
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, [0])
+    r = others * mpmath.exp(-confidence)
+    assert ulps(loss, LONG(mpmath.nstr(mpmath.log1p(r), 30))) <= 4
+    assert ulps(gradient[0, 0], LONG(mpmath.nstr(-r / (1 + r), 30))) <= 6
+    assert ulps(gradient[0, 1], LONG(mpmath.nstr(mpmath.exp(-confidence) / (1 + r), 30))) <= 6
+    # One-hot probabilities keep the same digits.
+    one_hot = np.zeros_like(x)
+    one_hot[0, 0] = 1
+    dense_loss, dense_gradient = nbloss.cross_entropy.value_and_grad(x, one_hot)
+    assert ulps(dense_loss, loss) <= 2
+    assert ulps(dense_gradient, gradient).max() <= 2
+    assert ulps(nbloss.log_softmax(x)[0, 0], -LONG(mpmath.nstr(mpmath.log1p(r), 30))) <= 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_common_offset_changes_nothing(dtype):
+    for v in (0.0, 1.0, 1e3, 1e6, 1e8, -1e8):
+        x = np.full((1, 2), v, dtype)
+        loss, gradient = nbloss.cross_entropy.value_and_grad(x, [1])
+        assert ulps(loss, np.log(LONG(2))) <= 2
+        np.testing.assert_array_equal(gradient, [[0.5, -0.5]])
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", [0, 1])
+def test_binary_cross_entropy_with_logits(rng, dtype, target):
+    x = np.concatenate([np.linspace(-90, 90, 20_001), rng.standard_normal(10_000), 10.0 ** rng.uniform(-30, 0, 2000)])
+    x = x.astype(dtype)
+    loss, gradient = nbloss.binary_cross_entropy_with_logits.value_and_grad(
+        x, np.full_like(x, target), reduction="none"
+    )
+    wide = -x.astype(LONG) if target else x.astype(LONG)
+    z = np.exp(-np.abs(wide))
+    assert ulps(loss, np.maximum(wide, 0) + np.log1p(z)).max() <= 4
+    probability = np.where(wide > 0, 1 / (1 + z), z / (1 + z))
+    assert ulps(gradient, -probability if target else probability).max() <= 4
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_binary_cross_entropy(rng, dtype):
+    p = np.concatenate([rng.random(20_000), 10.0 ** rng.uniform(-37, 0, 5000), 1 - 10.0 ** rng.uniform(-7, 0, 5000)])
+    p = p.astype(dtype)
+    wide = p.astype(LONG)
+    with np.errstate(divide="ignore"):
+        for target, expected in ((1, np.maximum(np.log(wide), -100)), (0, np.maximum(np.log1p(-wide), -100))):
+            loss = nbloss.binary_cross_entropy(p, np.full_like(p, target), reduction="none")
+            assert ulps(loss, -expected).max() <= 4
+
+
+def test_float32_mean_over_many_elements(rng):
+    """Sums run in float64: within 1 ulp over 4 million elements, of equal values too."""
+    n = 4_000_000
+    for x in (rng.random(n, dtype=np.float32), np.full(n, 0.1, np.float32), np.full(n, 1.7, np.float32)):
+        target = np.zeros_like(x)
+        assert ulps(nbloss.l1_loss(x, target), x.astype(np.float64).mean()) <= 1
+        squares = nbloss.mse_loss(x, target, reduction="none").astype(np.float64)
+        assert ulps(nbloss.mse_loss(x, target), squares.mean()) <= 1
+    x = rng.standard_normal((n // 10, 10), dtype=np.float32)
+    labels = rng.integers(0, 10, n // 10)
+    rows = nbloss.cross_entropy(x, labels, reduction="none").astype(np.float64)
+    assert ulps(nbloss.cross_entropy(x, labels), rows.mean()) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_worse_than_plain_numpy(rng, dtype):
+    """Errors of random rows, beside the same formula written plainly in NumPy at the same precision."""
+    x = (rng.standard_normal((500, 300)) * 5).astype(dtype)
+    labels = rng.integers(0, 300, 500)
+    expected, expected_gradient = row_reference(x, labels)
+    m = x.max(axis=1, keepdims=True)
+    e = np.exp(x - m)
+    s = e.sum(axis=1, keepdims=True)
+    plain = (m + np.log(s))[:, 0] - x[np.arange(500), labels]
+    plain_gradient = e / s
+    plain_gradient[np.arange(500), labels] -= 1
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+    rms = [np.sqrt(np.mean((v.astype(LONG) - expected) ** 2)) for v in (loss, plain)]
+    assert rms[0] <= (1.0 if dtype == np.float32 else 1.1) * rms[1]
+    largest = [np.abs(v.astype(LONG) - expected_gradient).max() for v in (gradient, plain_gradient)]
+    assert largest[0] <= 1.5 * largest[1]

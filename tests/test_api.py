@@ -1,0 +1,108 @@
+"""The public surface: names, signatures, documentation, and what an import costs."""
+
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import nbloss
+
+CALLABLES = [getattr(nbloss, name) for name in nbloss.__all__ if not inspect.isclass(getattr(nbloss, name))]
+LOSSES = [f for f in CALLABLES if hasattr(f, "grad")]
+
+
+def test_all_is_the_truth():
+    public = {n for n, v in vars(nbloss).items() if not n.startswith("_") and not inspect.ismodule(v)}
+    assert public == set(nbloss.__all__)
+    assert nbloss.__all__ == sorted(nbloss.__all__)
+
+
+@pytest.mark.parametrize("function", CALLABLES, ids=lambda f: f.__name__)
+def test_docstrings(function):
+    doc = inspect.getdoc(function)
+    first = doc.split("\n\n")[0]
+    assert first.endswith(".")
+    assert ">>>" in doc
+    if "target" in inspect.signature(function).parameters or "axis" in inspect.signature(function).parameters:
+        for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
+            assert f"\n{section}\n" in doc, section
+    documented = (
+        set(re.findall(r"\w+", doc.split("Parameters\n")[1].split("Returns\n")[0])) if "Parameters\n" in doc else set()
+    )
+    if documented:
+        missing = set(inspect.signature(function).parameters) - documented
+        assert not missing
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_entry_points(loss):
+    assert inspect.isfunction(loss)
+    parameters = list(inspect.signature(loss).parameters.values())
+    assert [p.kind for p in parameters[:2]] == [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 2
+    assert {p.kind for p in parameters[2:]} == {inspect.Parameter.KEYWORD_ONLY}
+    assert [p.name for p in parameters[-3:]] == ["backend", "stream", "check"]
+    for entry in (loss.value_and_grad, loss.grad):
+        names = list(inspect.signature(entry).parameters)
+        assert names == [p.name for p in parameters[:2]] + ["grad_output", "out"] + [p.name for p in parameters[2:]]
+        assert entry.__qualname__ == f"{loss.__name__}.{entry.__name__}"
+        assert loss.__name__ in entry.__doc__
+    assert pickle.loads(pickle.dumps(loss)) is loss
+
+
+def test_arguments_by_name():
+    x, t = np.array([[1.0, 2.0]]), np.array([1])
+    value, gradient = nbloss.cross_entropy.value_and_grad(logits=x, target=t, grad_output=2.0)
+    assert value == nbloss.cross_entropy(target=t, logits=x)
+    np.testing.assert_array_equal(gradient, nbloss.cross_entropy.grad(x, t, 2.0))
+    np.testing.assert_array_equal(gradient, nbloss.cross_entropy.grad(x, target=t, grad_output=2.0))
+
+
+def test_criteria_have_their_losses_options():
+    for criterion, loss in (
+        (nbloss.CrossEntropyLoss, nbloss.cross_entropy),
+        (nbloss.NLLLoss, nbloss.nll_loss),
+        (nbloss.BCELoss, nbloss.binary_cross_entropy),
+        (nbloss.BCEWithLogitsLoss, nbloss.binary_cross_entropy_with_logits),
+        (nbloss.MSELoss, nbloss.mse_loss),
+        (nbloss.L1Loss, nbloss.l1_loss),
+    ):
+        options = {n: p.default for n, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
+        for name in ("backend", "stream", "check"):
+            del options[name]
+        assert {n: p.default for n, p in inspect.signature(criterion).parameters.items()} == options
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment or None
+    ).stdout.strip()
+
+
+def test_import_is_light():
+    """Under 30 ms after NumPy, with neither Numba nor SciPy."""
+    code = """
+import time, sys, warnings, numpy, numpy.typing
+before = set(sys.modules)
+start = time.perf_counter(); import nbloss; took = time.perf_counter() - start
+heavy = {"numba", "llvmlite", "scipy", "ml_dtypes", "torch"} & {m.split(".")[0] for m in sys.modules}
+print(round(took * 1e3, 1), sorted(heavy))
+"""
+    took, heavy = zip(*(run(code).split(" ", 1) for _ in range(5)))
+    assert set(heavy) == {"[]"}
+    assert min(map(float, took)) < 30
+
+
+def test_module_commands():
+    info = subprocess.run([sys.executable, "-m", "nbloss", "info"], capture_output=True, text=True, check=True).stdout
+    for line in ("processor", "threads", "threading layer", "kernel cache", "backend cpu", "backend cuda"):
+        assert line in info
+    warm = [sys.executable, "-m", "nbloss", "warmup", "--losses", "mse_loss"]
+    progress = subprocess.run(warm, capture_output=True, text=True, check=True).stderr
+    assert re.search(r"\[1/2\] mse_loss float32 \d", progress)
+    wrong = subprocess.run([*warm[:-1], "hinge"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "unknown loss 'hinge'" in wrong.stderr

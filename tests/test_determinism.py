@@ -1,0 +1,73 @@
+"""Same input, same bits: threads, alignment, repetition."""
+
+import numpy as np
+import pytest
+
+import nbloss
+from nbloss.cpu import launch
+
+ROWS = [(700, 10), (600, 100), (300, 1000), (20, 9000), (8, 70_001), (3, 7, 4099)]
+
+
+def calls(rng, dtype):
+    """Name and call of every loss at sizes that fill many blocks."""
+    for shape in ROWS:
+        x = (rng.standard_normal(shape) * 3).astype(dtype)
+        labels = rng.integers(0, shape[1], np.delete(shape, 1))
+        yield f"cross_entropy {shape}", nbloss.cross_entropy.value_and_grad, x, labels
+        yield f"probabilities {shape}", nbloss.cross_entropy.value_and_grad, x, rng.random(shape).astype(dtype)
+        yield f"nll_loss {shape}", nbloss.nll_loss.value_and_grad, x, labels
+    x, t = rng.random(70_001).astype(dtype), rng.random(70_001).astype(dtype)
+    for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
+        yield name, getattr(nbloss, name).value_and_grad, x, t
+
+
+def bits(result):
+    return [np.asarray(r).tobytes() for r in result]
+
+
+@pytest.mark.skipif(launch.max_threads() < 2, reason="one processor")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads(rng, monkeypatch, dtype):
+    parallel = launch.PARALLEL
+    for name, call, x, target in calls(rng, dtype):
+        monkeypatch.setattr(launch, "PARALLEL", 1 << 60)
+        serial = bits(call(x, target))
+        monkeypatch.setattr(launch, "PARALLEL", 0)
+        for threads in range(1, launch.max_threads() + 1):
+            monkeypatch.setattr(launch, "_threads", threads)
+            for _ in range(3):
+                assert bits(call(x, target)) == serial, (name, threads)
+        monkeypatch.setattr(launch, "PARALLEL", parallel)
+
+
+@pytest.mark.parametrize("past_caches", [False, True])
+def test_alignment(rng, monkeypatch, past_caches):
+    from nbloss.cpu import solve
+
+    monkeypatch.setattr(solve, "STREAM_FROM", 0 if past_caches else 1 << 60)
+    for name, call, x, target in calls(rng, np.float32):
+        expected = bits(call(x, target))
+        for offset in [*range(0, 64, 4), 1, 2, 3]:
+            raw = np.zeros(x.nbytes + 64, np.uint8)
+            moved = raw[offset : offset + x.nbytes].view(x.dtype).reshape(x.shape)
+            moved[...] = x
+            out_raw = np.full(x.nbytes + 128, 170, np.uint8)
+            out = out_raw[offset : offset + x.nbytes].view(x.dtype).reshape(x.shape)
+            assert bits(call(moved, target, out=out)) == expected, (name, offset)
+            assert (out_raw[:offset] == 170).all()
+            assert (out_raw[offset + x.nbytes :] == 170).all()
+
+
+def test_repeats(rng):
+    for name, call, x, target in calls(rng, np.float32):
+        assert len({tuple(bits(call(x, target))) for _ in range(20)}) == 1, name
+
+
+def test_the_users_thread_setting_is_kept(rng):
+    import numba
+
+    before = numba.get_num_threads()
+    x = rng.standard_normal((2000, 100))
+    nbloss.cross_entropy(x, np.zeros(2000, int))
+    assert numba.get_num_threads() == before

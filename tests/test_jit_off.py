@@ -1,0 +1,61 @@
+"""The same kernels as plain Python on NumPy arrays: run with NUMBA_DISABLE_JIT=1, so that their lines are covered."""
+
+import numpy as np
+import pytest
+import reference
+from conftest import close
+from numba.core import config
+
+import nbloss
+
+pytestmark = [
+    pytest.mark.skipif(
+        not config.DISABLE_JIT, reason="covers kernel lines with NUMBA_DISABLE_JIT=1, in a process of its own"
+    ),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 300), (1, 9000), (2, 3, 20)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(rng, dtype, shape, smoothing):
+    x = rng.standard_normal(shape).astype(dtype)
+    labels = rng.integers(0, shape[1], np.delete(shape, 1))
+    labels.flat[0] = -100
+    weight = rng.uniform(0.5, 2, shape[1])
+    options = {"label_smoothing": smoothing, "weight": weight, "reduction": "none"}
+    expected = reference.cross_entropy(x, labels, **options)
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, **options)
+    close(loss, expected[0], "float32" if dtype == "float16" else dtype)
+    close(gradient, expected[1], dtype)
+    probabilities = rng.random(shape).astype(dtype)
+    expected = reference.cross_entropy(x, probabilities, **options)
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, probabilities, **options)
+    close(loss, expected[0], "float32" if dtype == "float16" else dtype, scale=10)
+    close(gradient, expected[1], dtype, scale=10)
+    close(nbloss.log_softmax(x, axis=1), np.log(nbloss.softmax(x.astype(float), axis=1)), dtype, scale=10)
+    close(nbloss.logsumexp([[3.0, 1.0]], axis=1), [np.log(np.exp(3) + np.exp(1))])
+
+
+def test_confident_row_and_nll():
+    x = np.array([[30.0, 0.0]], np.float32)
+    assert nbloss.cross_entropy(x, [0]) == pytest.approx(9.357623e-14, rel=1e-6)
+    wide = np.zeros((1, 300), np.float32)
+    wide[0, 0] = 40
+    assert nbloss.cross_entropy(wide, [0]) == pytest.approx(299 * np.exp(-40.0), rel=1e-6)
+    assert nbloss.nll_loss.value_and_grad(x, [0])[1].tolist() == [[-1, 0]]
+    with pytest.raises(IndexError, match="target"):
+        nbloss.cross_entropy(x, [2])
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"])
+def test_pointwise(rng, name):
+    x, t = rng.random((3, 40)), rng.random((3, 40))
+    options = {"weight": rng.random(40), "reduction": "none"}
+    expected = getattr(reference, name)(x, t, **options)
+    for layout in (x, np.asfortranarray(x), x[:, ::-1].copy()[:, ::-1]):
+        loss, gradient = getattr(nbloss, name).value_and_grad(layout, t, **options)
+        close(loss, expected[0])
+        close(gradient, expected[1])
+    assert np.isfinite(getattr(nbloss, name)(x.astype(np.float32), t))

@@ -1,0 +1,168 @@
+"""Arrays of any layout give what a contiguous float64 copy gives."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+from conftest import close
+
+import nbloss
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def strided(x):
+    wide = np.full(tuple(2 * n for n in x.shape), 9, x.dtype)
+    view = wide[tuple(slice(None, None, 2) for _ in x.shape)]
+    view[...] = x
+    return view
+
+
+def unaligned(x):
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    view = raw[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def read_only(x):
+    copy = x.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+def padded(x):
+    """Rows apart in memory, as where a vocabulary is padded."""
+    wide = np.full((*x.shape[:-1], x.shape[-1] + 3), 9, x.dtype)
+    wide[..., : x.shape[-1]] = x
+    return wide[..., : x.shape[-1]]
+
+
+def in_record(x):
+    """A field of a structured array: strides that are no multiple of the item."""
+    records = np.zeros(x.shape, np.dtype([("tag", "u1"), ("x", x.dtype)]))
+    records["x"] = x
+    return records["x"]
+
+
+LAYOUTS = {
+    "strided": strided,
+    "reversed": lambda x: x[(slice(None, None, -1),) * x.ndim].copy()[(slice(None, None, -1),) * x.ndim],
+    "fortran": np.asfortranarray,
+    "unaligned": unaligned,
+    "read-only": read_only,
+    "padded": padded,
+    "in a record": in_record,
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "middle axis first": lambda x: np.moveaxis(np.moveaxis(x, 1, 0).copy(), 0, 1),
+    "subclass": lambda x: x.view(type("Named", (np.ndarray,), {})),
+}
+SHAPES = [(6, 5), (20, 300), (3, 4, 5), (2, 7, 3, 18)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rowwise(rng, layout, shape, dtype):
+    x = (rng.standard_normal(shape) * 2).astype(dtype)
+    labels = rng.integers(0, shape[1], np.delete(shape, 1))
+    turned = LAYOUTS[layout](x)
+    kept = turned.copy()
+    expected = reference.cross_entropy(x, labels, reduction="none")
+    loss, gradient = nbloss.cross_entropy.value_and_grad(
+        turned, LAYOUTS[layout](labels) if labels.ndim > 1 else labels, reduction="none"
+    )
+    close(loss, expected[0], np.float32 if dtype == np.float16 else dtype)
+    close(gradient, expected[1], dtype)
+    np.testing.assert_array_equal(turned, kept)
+    if layout != "read-only":
+        out = LAYOUTS[layout](np.zeros(shape, dtype))
+        assert nbloss.cross_entropy.grad(turned, labels, reduction="none", out=out) is out
+        close(out, expected[1], dtype)
+        nbloss.cross_entropy.grad(turned, labels, reduction="none", out=turned)
+        close(turned, expected[1], dtype)
+        nll = LAYOUTS[layout](x)
+        nbloss.nll_loss.value_and_grad(nll, labels, out=nll)
+        close(nll, reference.nll_loss(x, labels)[1], dtype)
+    probabilities = rng.random(shape).astype(dtype)
+    expected = reference.cross_entropy(x, probabilities)
+    loss, gradient = nbloss.cross_entropy.value_and_grad(LAYOUTS[layout](x), LAYOUTS[layout](probabilities))
+    close(loss, expected[0], np.float32 if dtype == np.float16 else dtype)
+    close(gradient, expected[1], dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pointwise(rng, layout, shape, dtype):
+    x, t = rng.standard_normal(shape).astype(dtype), rng.random(shape).astype(dtype)
+    weight = rng.random(shape)
+    expected = reference.binary_cross_entropy_with_logits(x, t, weight=weight, reduction="none")
+    turned = LAYOUTS[layout](x)
+    options = {"weight": LAYOUTS[layout](weight), "reduction": "none"}
+    loss, gradient = nbloss.binary_cross_entropy_with_logits.value_and_grad(turned, t, **options)
+    close(loss, expected[0], np.float32 if dtype == np.float16 else dtype)
+    close(gradient, expected[1], dtype)
+    if layout != "read-only":
+        nbloss.binary_cross_entropy_with_logits.grad(turned, LAYOUTS[layout](t), out=turned, **options)
+        close(turned, expected[1], dtype)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4", ">u8"]
+)
+@pytest.mark.parametrize("shape", [(30, 2), (5, 400)])
+def test_label_dtypes(rng, dtype, shape):
+    x = rng.standard_normal(shape)
+    labels = rng.integers(0, 2, shape[0])
+    expected = nbloss.cross_entropy(x, labels, reduction="none")
+    np.testing.assert_array_equal(nbloss.cross_entropy(x, labels.astype(dtype), reduction="none"), expected)
+    np.testing.assert_array_equal(nbloss.nll_loss(x, labels.astype(dtype)), nbloss.nll_loss(x, labels))
+
+
+def test_memory_mapped(rng, tmp_path):
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(50, 30))
+    x[...] = rng.standard_normal((50, 30))
+    x.flush()
+    labels = rng.integers(0, 30, 50)
+    again = np.memmap(tmp_path / "x", np.float32, "r", shape=(50, 30))
+    loss, gradient = nbloss.cross_entropy.value_and_grad(again, labels)
+    expected = reference.cross_entropy(x, labels)
+    close(loss, expected[0], np.float32)
+    close(gradient, expected[1], np.float32)
+    assert type(gradient) is np.ndarray
+
+
+def test_lists_and_scalars():
+    assert nbloss.cross_entropy([[1.0, 2.0]], [1]) == nbloss.cross_entropy(np.array([[1.0, 2.0]]), np.array([1]))
+    assert nbloss.cross_entropy([1.0, 2.0], 1) == nbloss.cross_entropy([[1.0, 2.0]], [1])
+    assert nbloss.mse_loss(1.5, 1) == 0.25
+    assert nbloss.mse_loss.grad(1.5, 1).shape == ()
+    assert nbloss.binary_cross_entropy_with_logits.grad(0.0, True) == -0.5
+
+
+def test_more_elements_than_int32_counts():
+    """2^31 elements and more, through rows that are all one row in memory."""
+    row = np.linspace(-1, 1, 1 << 12, dtype=np.float32)
+    rows = (1 << 19) + 3
+    x = np.broadcast_to(row, (rows, row.size))
+    assert x.size > 2**31
+    labels = np.zeros(rows, np.uint8)
+    one = reference.cross_entropy(row, 0)[0]
+    assert nbloss.cross_entropy(x, labels) == pytest.approx(one, rel=1e-7)
+    assert nbloss.cross_entropy(x, labels, reduction="sum") == pytest.approx(one * rows, rel=1e-7)
+    t = np.broadcast_to(np.float32(0), x.shape)
+    assert nbloss.l1_loss(x, t) == nbloss.l1_loss(row, np.zeros_like(row))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", BFLOAT16], ids=str)
+@pytest.mark.parametrize("classes", [3, 257])
+def test_no_write_outside_out(rng, dtype, classes):
+    x = rng.standard_normal((7, classes)).astype(dtype)
+    buffer = np.full((9, classes + 2), 5, dtype)
+    out = buffer[1:-1, 1:-1]
+    gradient = nbloss.cross_entropy.grad(x, rng.integers(0, classes, 7), out=out)
+    assert gradient is out
+    frame = np.ones(buffer.shape, bool)
+    frame[1:-1, 1:-1] = False
+    assert (buffer[frame].astype(float) == 5).all()

@@ -1,0 +1,73 @@
+"""The vector functions and formulas by themselves."""
+
+import numpy as np
+import pytest
+from numba import njit
+from test_accuracy import DTYPES, LONG, extended, ulps
+
+from nbloss import formulas
+from nbloss.cpu import vecmath
+from nbloss.cpu.simd import lanes, read, write
+
+
+def over_arrays(function):
+    """A vector function as one over arrays."""
+
+    @njit(error_model="numpy")
+    def loop(x, out, like):
+        for i in range(0, x.size, lanes(like)):
+            count = min(lanes(like), x.size - i)
+            write(out, i, count, function(read(x, i, count, 0.5, like)), like)
+
+    def call(x):
+        out = np.empty_like(x)
+        loop(x, out, x.dtype.type(0))
+        return out
+
+    return call
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_errors(rng, dtype):
+    lowest = -103 if dtype == np.float32 else -744
+    x = np.concatenate(
+        [rng.uniform(lowest, 0, 200_000), rng.uniform(-3, 0, 50_000), -(10.0 ** rng.uniform(-20, 0, 50_000))]
+    )
+    x = x.astype(dtype)
+    exact = np.exp(x.astype(LONG))
+    assert ulps(over_arrays(vecmath.exp)(x), exact).max() < 1
+    normal = exact > 2 * np.finfo(dtype).tiny
+    assert ulps(over_arrays(vecmath.exp_flush)(x[normal]), exact[normal]).max() < 1
+
+    tiny = 10.0 ** rng.uniform(-44 if dtype == np.float32 else -320, 30, 100_000)
+    x = np.concatenate([tiny, rng.random(100_000), 1 + rng.normal(0, 1e-3, 50_000)]).astype(dtype)
+    x = x[x > 0]
+    assert ulps(over_arrays(vecmath.log)(x), np.log(x.astype(LONG))).max() < 1
+    x = np.concatenate([tiny, rng.random(100_000) * 10, -rng.random(100_000), -np.minimum(tiny, 0.9)]).astype(dtype)
+    x = x[x > -1]
+    assert ulps(over_arrays(vecmath.log1p)(x), np.log1p(x.astype(LONG))).max() < 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_edges(dtype):
+    inf, nan = np.inf, np.nan
+    x = np.array([0, -0.0, -inf, -1e4, nan], dtype)
+    np.testing.assert_array_equal(over_arrays(vecmath.exp)(x), [1, 1, 0, 0, nan])
+    np.testing.assert_array_equal(over_arrays(vecmath.exp_flush)(x), [1, 1, 0, 0, nan])
+    x = np.array([0, 1, inf, -1, -inf, nan], dtype)
+    np.testing.assert_array_equal(over_arrays(vecmath.log)(x), [-inf, 0, inf, nan, nan, nan])
+    x = np.array([0, inf, -1, -2, -inf, nan], dtype)
+    np.testing.assert_array_equal(over_arrays(vecmath.log1p)(x), [0, inf, -inf, nan, nan, nan])
+
+
+@pytest.mark.parametrize("name", formulas.POINTWISE)
+def test_formulas_are_plain_numpy_too(rng, name):
+    """The text that kernels are made of, run on arrays: gradients against central differences."""
+    x, t = rng.uniform(0.1, 0.9, 100), rng.random(100)
+    pos_weight = np.full(100, 1.5)
+    value, gradient, outside = formulas.POINTWISE[name](x, t, pos_weight)
+    above, below = (formulas.POINTWISE[name](x + d, t, pos_weight)[0] for d in (1e-6, -1e-6))
+    np.testing.assert_allclose(gradient, (above - below) / 2e-6, atol=1e-6)
+    assert value.shape == x.shape
+    assert not outside.any()
