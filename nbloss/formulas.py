@@ -19,6 +19,7 @@ import types
 
 from numpy import abs as absolute
 from numpy import exp, log, log1p, maximum, where
+from numpy import log1p as log1p_unit  # for arguments in [0, 1], where a backend may have a shorter one
 
 ZERO, ONE, TWO = 0.0, 1.0, 2.0
 LOG_FLOOR = -100.0  # torch clamps each logarithm of binary_cross_entropy here
@@ -44,7 +45,7 @@ def binary_cross_entropy_with_logits(x, t, pos_weight):
     negative, positive = ONE - t, pos_weight * t
     slope = where(x > ZERO, negative, -positive)
     linear = where(slope == ZERO, ZERO, slope * x)
-    value = linear + (negative + positive) * log1p(z)
+    value = linear + (negative + positive) * log1p_unit(z)
     large = ONE / (ONE + z)
     small = z * large
     rising = x >= ZERO

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex
+from typing import Any, ClassVar, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +29,7 @@ class Pointwise:
     pos_weight: Array | None
     reduction: Reduction
     check: bool
+    arrays: ClassVar = ("target", "weight", "pos_weight")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -50,6 +51,7 @@ class Rowwise:
     label_smoothing: float = 0.0
     normalized: bool = False  # x holds log-probabilities already
     check: bool = True
+    arrays: ClassVar = ("labels", "probabilities", "weight")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,17 +64,18 @@ NO_CUDA = "this version of nbloss has none; copy arrays to the host and use back
 
 # --- arrays -------------------------------------------------------------------------------------------------
 
-NATIVE = {np.dtype("f2"), np.dtype("f4"), np.dtype("f8")}
+FLOAT32, FLOAT64 = np.dtype("f4"), np.dtype("f8")
+NATIVE = {np.dtype("f2"), FLOAT32, FLOAT64}
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Whether this is ml_dtypes' bfloat16 (which NumPy knows by name only)."""
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
+    return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which an input of this dtype is computed, and of its loss."""
-    return np.dtype("f8") if dtype == np.float64 else np.dtype("f4")
+    return FLOAT64 if dtype is FLOAT64 else FLOAT32
 
 
 def as_floats(name: str, value: ArrayLike) -> Array:
@@ -302,12 +305,15 @@ def _match_labels(argument: str, problem: Rowwise) -> None:
 def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Array:
     """grad_output as float64, 0-d or of the unreduced loss's shape."""
     if grad_output is None:
-        return np.array(1.0)
-    factor = _as_real("grad_output", grad_output, np.dtype("f8")).astype(np.float64, copy=False)
+        return _ONE
+    factor = _as_real("grad_output", grad_output, FLOAT64).astype(np.float64, copy=False)
     if factor.ndim == 0 or (problem.reduction == "none" and factor.shape == problem.shape):
         return factor
     expected = f"a scalar or of the loss's shape {problem.shape}" if problem.reduction == "none" else "a scalar"
     raise ValueError(f"grad_output must be {expected}, got shape {factor.shape}")
+
+
+_ONE = np.array(1.0)
 
 
 def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None) -> tuple[Array, bool]:
@@ -321,26 +327,31 @@ def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None
         raise TypeError("out must not be a masked array")
     if out.shape != x.shape:
         raise ValueError(f"out must have the input's shape {x.shape}, got {out.shape}")
-    if out.dtype.newbyteorder("=") != x.dtype:
+    if out.dtype != x.dtype and out.dtype.newbyteorder("=") != x.dtype:
         raise TypeError(f"out must have the input's dtype {x.dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
-    if any(n > 1 and step == 0 for n, step in zip(out.shape, out.strides)):
+    if not out.flags.c_contiguous and any(n > 1 and step == 0 for n, step in zip(out.shape, out.strides)):
         raise ValueError("out must not overlap itself, got an array with a stride of 0")
     in_place = _same_memory(out, x)
-    others = [("grad_output", grad_output), *((name, getattr(problem, name, None)) for name in _ARRAYS)]
-    for name, other in others if in_place else [("the input", x), *others]:
-        if _overlap(out, other):
-            raise ValueError(f"out must be the input itself or apart from all arguments, but it overlaps {name}")
+    if not in_place and _overlap(out, x):
+        raise ValueError(_OVERLAP.format("the input"))
+    if _overlap(out, grad_output):
+        raise ValueError(_OVERLAP.format("grad_output"))
+    for name in problem.arrays:
+        if _overlap(out, getattr(problem, name)):
+            raise ValueError(_OVERLAP.format(name))
     return out, in_place
 
 
-_ARRAYS = ("target", "labels", "probabilities", "weight", "pos_weight")
+_OVERLAP = "out must be the input itself or apart from all arguments, but it overlaps {}"
 
 
 def _same_memory(a: Array, b: Array) -> bool:
     return a is b or (
-        a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
+        a.strides == b.strides
+        and a.dtype == b.dtype
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
     )
 
 

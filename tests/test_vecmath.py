@@ -44,6 +44,8 @@ def test_errors(rng, dtype):
     x = np.concatenate([tiny, rng.random(100_000), 1 + rng.normal(0, 1e-3, 50_000)]).astype(dtype)
     x = x[x > 0]
     assert ulps(over_arrays(vecmath.log)(x), np.log(x.astype(LONG))).max() < 1
+    unit = np.concatenate([tiny[tiny <= 1], rng.random(100_000)]).astype(dtype)
+    assert ulps(over_arrays(vecmath.log1p_unit)(unit), np.log1p(unit.astype(LONG))).max() < 2
     x = np.concatenate([tiny, rng.random(100_000) * 10, -rng.random(100_000), -np.minimum(tiny, 0.9)]).astype(dtype)
     x = x[x > -1]
     assert ulps(over_arrays(vecmath.log1p)(x), np.log1p(x.astype(LONG))).max() < 1

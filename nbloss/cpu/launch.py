@@ -65,7 +65,7 @@ def launch(kernel: Kernel, dtypes: tuple[str, ...], args: tuple[Any, ...], units
                 driver(*args, units, step, first, min(blocks, first + breath), part)
         finally:
             numba.set_num_threads(users)
-    sums: Array = part.sum(axis=0)
+    sums: Array = part.sum(axis=0) if blocks > 1 else part[0]
     return sums
 
 

@@ -15,6 +15,7 @@ PRIMITIVES = {
     "exp": vecmath.exp,
     "log": vecmath.log,
     "log1p": vecmath.log1p,
+    "log1p_unit": vecmath.log1p_unit,
     "absolute": simd.absolute,
     "maximum": simd.maximum,
     "where": simd.where,

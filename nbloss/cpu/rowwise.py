@@ -27,6 +27,7 @@ from nbloss.cpu.simd import (
     lanes,
     largest,
     load,
+    load_transposed,
     maximum,
     only,
     prefetch,
@@ -34,6 +35,7 @@ from nbloss.cpu.simd import (
     read,
     scatter,
     store,
+    store_transposed,
     stream,
     take,
     total,
@@ -51,6 +53,8 @@ SHORT = 8  # chunks of a row that is short
 # Below this r, a row's loss and gradient are of the size of r, whose terms are then exp of large differences: float32
 # rounds x - m = -20 by 8 ulp of its exp. Such rows are summed once more, with the rounded part put back.
 CONFIDENT = 1.0 / 16.0
+WIDTH = 8  # vectors of rows in a tile
+NEAR = 1 << 18  # bytes of a tile
 CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
 
 
@@ -301,7 +305,7 @@ X_T, W_T, KEPT, SCALE, ACTIVE, FIXED, ROW_FACTS = range(7)  # what a tile keeps 
 
 
 @inline
-def _tile_targets(operands, mode, tile, facts, labels, i, k, count, like):
+def _tile_targets(operands, mode, tile, facts, labels, i, k, count, at, lead, like):
     """Look up what each row needs of its own target. FIXED is the loss of a row that is not ACTIVE."""
     x, t, _, weight, upstream, _, _ = operands
     kind, _, _, ignore, share, _ = mode
@@ -320,7 +324,7 @@ def _tile_targets(operands, mode, tile, facts, labels, i, k, count, like):
             else:
                 if weight.shape[0]:
                     w_t = weight[label]
-                facts[X_T, c] = tile[label * lanes(like) + c]
+                facts[X_T, c] = tile[label * lead + at + c]
                 facts[KEPT, c] = share * w_t
         facts[W_T, c] = w_t
         labels[c] = label
@@ -338,32 +342,81 @@ def _tile_mass_at(q, weight, mode, i, j, k, count, like):
 
 @inline
 def _tiles(operands, mode, unit, like, scratch):
-    """As many rows as a vector has lanes: writes what is asked for, and returns the sum of their losses."""
-    x, _, q, weight, _, out, loss = operands
-    kind, form, _, _, _, uniform = mode
-    tile, facts, labels = scratch
+    """A tile of `width` vectors of rows: writes what is asked for, and returns the sum of their losses."""
+    x, _, _, _, _, out, _ = operands
+    _, form, _, _, _, _ = mode
+    tile, _, _, width = scratch
     classes = x.shape[1]
     step = lanes(like)
-    per_plane = (x.shape[2] + step - 1) // step
+    lead = width * step  # the tile is (classes, width, lanes)
+    per_plane = (x.shape[2] + lead - 1) // lead
     i = unit // per_plane
-    k = (unit - i * per_plane) * step
-    count = min(step, x.shape[2] - k)
+    start = (unit - i * per_plane) * lead
+    stop = min(start + lead, x.shape[2])
+    if x.strides[1] == x.itemsize and width == 1:
+        for j in range(0, classes, step):
+            load_transposed(tile, j * step, x[i], j, start, min(step, classes - j), stop - start, like)
+    else:
+        for j in range(classes):
+            for k in range(start, stop, step):
+                store(tile, j * lead + k - start, read(x[i, j], k, min(step, stop - k), 0.0, like))
+    value_sum = 0.0
+    for k in range(start, stop, step):
+        value_sum += _tile_column(operands, mode, like, scratch, i, k, min(step, stop - k), k - start, lead)
+    if form != LOSS_ONLY:
+        if out.strides[1] == out.itemsize and width == 1:
+            for j in range(0, classes, step):
+                store_transposed(tile, j * step, out[i], j, start, min(step, classes - j), stop - start, like)
+        else:
+            for j in range(classes):
+                _write_tile(out[i, j], tile, j * lead, start, stop, mode, like)
+    return value_sum
+
+
+@inline
+def _write_tile(out, tile, at, start, stop, mode, like):
+    """Rows start, … of one class, from the tile; past the caches where they fill whole vectors in memory."""
+    past = mode[2]
+    step = lanes(like)
+    aligned = stop
+    if past and out.strides[0] == out.itemsize:
+        first_aligned = aligned_at(out, like)
+        if first_aligned >= 0:
+            aligned = start + (first_aligned - start) % step
+    k = start
+    while k < stop:
+        count = min(step, stop - k)
+        if k < aligned:
+            count = min(count, aligned - k)
+        value = take(tile, at + k - start, count, 0.0, like)
+        if k >= aligned and count == step:
+            stream(out, k, value)
+        else:
+            write(out, k, count, value, like)
+        k += count
+
+
+@inline
+def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
+    """One vector of rows: its classes lie at tile[at], tile[at + lead], …, where the result is left."""
+    x, _, q, weight, _, _, loss = operands
+    kind, form, _, _, _, uniform = mode
+    tile, facts, labels, _ = scratch
+    classes = x.shape[1]
     zero = broadcast(0.0, like)
 
     m = broadcast(NEG_INF, like)
     for j in range(classes):
-        v = read(x[i, j], k, count, 0.0, like)
-        store(tile, j * step, v)
-        m = maximum(v, m)
-    _tile_targets(operands, mode, tile, facts, labels, i, k, count, like)
+        m = maximum(load(tile, j * lead + at, like), m)
+    _tile_targets(operands, mode, tile, facts, labels, i, k, count, at, lead, like)
     below = ties = gap = mass = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         below_block = gap_block = mass_block = zero
         for j in range(block, min(block + 64, classes)):
-            v = load(tile, j * step, like)
+            v = load(tile, j * lead + at, like)
             e = exp_difference(v, m)
             if form == GRADIENT:
-                store(tile, j * step, e)
+                store(tile, j * lead + at, e)
             top = e == 1.0
             below_block = below_block + where(top, 0.0, e)
             ties = where(top, ties + 1.0, ties)
@@ -382,27 +435,25 @@ def _tiles(operands, mode, unit, like, scratch):
 
     if form == LOG_SOFTMAX:
         for j in range(classes):
-            write(out[i, j], k, count, (load(tile, j * step, like) - m) - log_norm, like)
+            store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
         scale = load(facts[SCALE], 0, like)
         a = kept + mass
         slope = scale * a / (r + 1.0)
         for j in range(classes):
-            e = load(tile, j * step, like)
+            e = load(tile, j * lead + at, like)
             y = slope * e
             if kind == PROBABILITIES:
                 y = scale * dense_gradient(e, _tile_mass_at(q, weight, mode, i, j, k, count, like), a, r)
             elif uniform != 0.0:
                 y = y - scale * _tile_mass_at(q, weight, mode, i, j, k, count, like)
-            store(tile, j * step, where(active, y, 0.0))
+            store(tile, j * lead + at, where(active, y, 0.0))
         if kind == CLASS_INDEX:
             slack = mass - uniform * load(facts[W_T], 0, like)
             store(facts[SCALE], 0, scale * target_gradient(x_t, m, r, a, slack))
             for c in range(count):
                 if labels[c] >= 0:
-                    tile[labels[c] * step + c] = facts[SCALE, c]
-        for j in range(classes):
-            write(out[i, j], k, count, load(tile, j * step, like), like)
+                    tile[labels[c] * lead + at + c] = facts[SCALE, c]
 
     if kind == NO_TARGET:
         value = m + log_norm
@@ -448,16 +499,18 @@ def _driver(chunk):
     # factor of each row's gradient. Absent: q is x, weight has no element, loss no column.
     def driver(
         x, t, q, weight, upstream, out, loss,
-        kind, form, past, ignore, share, uniform, tile_size, like,
+        kind, form, past, ignore, share, uniform, width, like,
         units, step, first_block, stop_block, part,
     ):  # fmt: skip
         operands = (x, t, q, weight, upstream, out, loss)
         mode = (kind, form, past, ignore, share, uniform)
         for block in prange(first_block, stop_block):
             scratch = (
-                np.empty(tile_size, weight.dtype),
+                # Room for blocks of (lanes, lanes), whatever the number of classes.
+                np.empty((x.shape[1] + lanes(like)) * width * lanes(like) if width else 0, weight.dtype),
                 np.zeros((ROW_FACTS, lanes(like)), weight.dtype),
                 np.empty(lanes(like), np.int64),
+                width,
             )
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
@@ -508,13 +561,16 @@ def run(
     step = VECTOR_BYTES // weight.itemsize
     share, uniform = weight.dtype.type(1.0 - smoothing), weight.dtype.type(smoothing / classes)
     if normalized:
-        kernel, units, unit_elements, tile_size = KERNELS["picks"], outer * inner, 1, 0
+        kernel, units, unit_elements, width = KERNELS["picks"], outer * inner, 1, 0
     elif along:
-        kernel, units, unit_elements, tile_size = KERNELS["rows"], outer, classes, 0
+        kernel, units, unit_elements, width = KERNELS["rows"], outer, classes, 0
     else:
-        kernel, units, unit_elements = KERNELS["tiles"], outer * -(-inner // step), classes * step
-        tile_size = unit_elements
-    args = (x, t, q, weight, upstream, out, loss, kind, form, past, ignore, share, uniform, tile_size, like)
+        # Rows side by side in memory are done several vectors at a time, if that many fit near the core.
+        side_by_side = x.strides[2] == x.itemsize and inner > step and classes * WIDTH * VECTOR_BYTES <= NEAR
+        width = WIDTH if side_by_side else 1
+        lead = width * step
+        kernel, units, unit_elements = KERNELS["tiles"], outer * -(-inner // lead), classes * lead
+    args = (x, t, q, weight, upstream, out, loss, kind, form, past, ignore, share, uniform, width, like)
     return float(launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), args, units, unit_elements)[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,17 +15,19 @@ from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
 from nbloss.cpu.pointwise import GRADIENT, VALUE
 from nbloss.cpu.rowwise import CLASS_INDEX, LOSS_ONLY, NO_TARGET, PROBABILITIES
-from nbloss.problem import Array, Pointwise, Rowwise, compute_dtype, divided, is_bfloat16
+from nbloss.problem import FLOAT32, FLOAT64, Array, Pointwise, Rowwise, compute_dtype, divided
 
+_ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
+_NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
 WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
 STREAM_FROM = 1 << 25  # bytes of gradient from which it is written past the caches
 
 
 def _stored(array: Array) -> Array:
     """The array as kernels see it: half precision as 16-bit integers."""
-    if array.dtype == np.float16:
-        return array.view(np.uint16)
-    return array.view(np.int16) if is_bfloat16(array.dtype) else array
+    if array.itemsize > 2:
+        return array
+    return array.view(np.uint16 if array.dtype == np.float16 else np.int16)
 
 
 def _target(out: Array) -> Array:
@@ -38,8 +41,10 @@ def _deliver(out: Array, written: Array) -> None:
 
 
 def _reduced(value: float, dtype: np.dtype[Any]) -> Any:
-    with np.errstate(over="ignore"):
-        return dtype.type(value)
+    if dtype is FLOAT32 and abs(value) > 3e38:
+        with np.errstate(over="ignore"):
+            return np.float32(value)
+    return dtype.type(value)
 
 
 def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> Any:
@@ -50,14 +55,14 @@ def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool
         count = float(x.size)
         if problem.weight is not None and problem.name in WEIGHTED_MEAN:
             count = float(np.sum(problem.weight, dtype=np.float64))
-    ones = np.broadcast_to(dtype.type(1), x.shape)
-    scale = np.asarray(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
+    ones = layout.same(_ONES[dtype], x.shape)
+    scale = np.array(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
     operands = (
         _stored(x),
         _stored(problem.target),
         ones if problem.weight is None else problem.weight,
         ones if problem.pos_weight is None else problem.pos_weight,
-        np.broadcast_to(scale, x.shape),
+        layout.same(scale, x.shape) if scale.ndim == 0 else scale,
     )
     written = None if out is None else _target(out)
     loss = np.empty(x.shape, dtype) if value and problem.reduction == "none" else None
@@ -101,12 +106,12 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
     """The loss if `value`, and what `form` says in `out` if there is one."""
     x, dtype = problem.x, compute_dtype(problem.x.dtype)
     classes = x.shape[problem.axis]
-    weight = np.empty(0, dtype) if problem.weight is None else problem.weight
+    weight = _NO_WEIGHT[dtype] if problem.weight is None else problem.weight
     kind, count = NO_TARGET, 1.0
     if problem.labels is not None:
         kind, count = CLASS_INDEX, _checked_labels(problem, weight, classes)
     elif problem.probabilities is not None:
-        kind, count = PROBABILITIES, float(np.prod(problem.shape, dtype=np.float64))
+        kind, count = PROBABILITIES, float(math.prod(problem.shape))
     if problem.reduction != "mean":
         count = 1.0
     loss = None
@@ -116,14 +121,14 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
         )  # the values of rows without classes
     total = 0.0
     if x.size:
-        scale = np.asarray(divided(float(factor), count)) if factor.ndim == 0 else factor
+        scale = layout.same(np.array(divided(float(factor), count)), problem.shape) if factor.ndim == 0 else factor
         stored = _stored(x)
         per_class = [stored]
         if kind == PROBABILITIES:
             per_class.append(_stored(problem.probabilities))  # type: ignore[arg-type]
         if out is not None:
             per_class.append(_target(out))
-        per_row = [np.broadcast_to(scale, problem.shape)]
+        per_row = [scale]
         per_row += [a for a in (problem.labels, loss) if a is not None]
         past = out is not None and x.nbytes >= STREAM_FROM
         forms = [form]

@@ -129,3 +129,26 @@ def log1p(x):
     near = k == 0.0
     y = _log_of_parts(k, where(near, x, fraction_of(u) - 1.0), where(near, 0.0, lost))
     return where(u > 0.0, where(x < INF, y, x), where(u == 0.0, -INF, _nan(x)))
+
+
+@inline
+def log1p_unit(x):
+    """log(1 + x) for 0 <= x <= 1, as 2 atanh(s) with s = x / (2 + x) <= 1/3."""
+    s = x / (x + 2.0)
+    z = s * s
+    if is_single(x):
+        p = fma(z, 0.2428966469754892145, 0.21430710484606614506)  # 0.002
+        p = fma(p, z, 0.28616599750583603873)
+        p = fma(p, z, 0.39998888233453532525)
+        p = fma(p, z, 0.66666675501982228378)
+    else:
+        p = fma(z, 0.17009768307085365217, 0.083449639205093785993)  # 0.01
+        p = fma(p, z, 0.12104946995513829895)
+        p = fma(p, z, 0.13301121059471151733)
+        p = fma(p, z, 0.15386548422201414133)
+        p = fma(p, z, 0.18181744477388011907)
+        p = fma(p, z, 0.22222223953704984413)
+        p = fma(p, z, 0.28571428548116838418)
+        p = fma(p, z, 0.40000000000155128016)
+        p = fma(p, z, 0.66666666666666309653)
+    return fma(s * z, p, s + s)
