@@ -75,7 +75,7 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which an input of this dtype is computed, and of its loss."""
-    return FLOAT64 if dtype is FLOAT64 else FLOAT32
+    return FLOAT64 if dtype == FLOAT64 else FLOAT32
 
 
 def as_floats(name: str, value: ArrayLike) -> Array:

@@ -8,7 +8,21 @@ from nbloss import formulas
 from nbloss.cpu import simd, vecmath
 from nbloss.cpu.compile import Kernel, array_type, compute_type
 from nbloss.cpu.launch import launch
-from nbloss.cpu.simd import add_wide, broadcast, first, gather, inline, lanes, read, total, where, write
+from nbloss.cpu.simd import (
+    add_wide,
+    borrowed,
+    broadcast,
+    first,
+    gather,
+    inline,
+    lanes,
+    load,
+    read,
+    store,
+    total,
+    where,
+    write,
+)
 from nbloss.problem import Array
 
 PRIMITIVES = {
@@ -26,6 +40,16 @@ VALUE, GRADIENT = 1, 2  # what a call asks for, added up
 
 
 @inline
+def _side_by_side(a):
+    return a.shape[0] == 0 or a.strides[0] == a.itemsize
+
+
+@inline
+def _plain(a):
+    return a.strides[0] == 0 or a.strides[0] == a.itemsize
+
+
+@inline
 def _operand(a, same, j, count, like):
     """Elements j, … of an operand; `same` where it holds one value only (stride 0)."""
     return same if a.strides[0] == 0 else read(a, j, count, 0.5, like)
@@ -37,19 +61,34 @@ def _driver(formula):
     @inline
     def segment(x, t, weight, pos_weight, upstream, gradient, loss, want, start, stop, like):
         step = lanes(like)
-        same_w, same_p, same_u = (
-            gather(weight, 0, 1, like),
-            gather(pos_weight, 0, 1, like),
-            gather(upstream, 0, 1, like),
-        )
+        same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
+        same_u = gather(upstream, 0, 1, like)
         value_sum = broadcast(0.0, np.float64(0.0))
         faults = broadcast(0.0, like)
-        for j in range(start, stop, step):
+        # Whole vectors side by side in memory first, then whatever is left, and arrays of any stride: the same text
+        # twice, because masks and strided access in the first loop would make it 3 times slower.
+        whole = start
+        side_by_side = _side_by_side(x) and _side_by_side(t) and _side_by_side(gradient) and _side_by_side(loss)
+        if side_by_side and _plain(weight) and _plain(pos_weight) and _plain(upstream):
+            whole = start + (stop - start) // step * step
+        for j in range(start, whole, step):
+            w = same_w if weight.strides[0] == 0 else load(weight, j, like)
+            p = same_p if pos_weight.strides[0] == 0 else load(pos_weight, j, like)
+            value, slope, outside = loss_and_gradient(load(x, j, like), load(t, j, like), p)
+            faults = where(outside, faults + 1.0, faults)
+            if want & VALUE:
+                value = value * w
+                if loss.shape[0]:
+                    store(loss, j, value)
+                value_sum = add_wide(value_sum, value)
+            if want & GRADIENT:
+                slope = slope * (w * (same_u if upstream.strides[0] == 0 else load(upstream, j, like)))
+                store(gradient, j, slope)
+        for j in range(whole, stop, step):
             count = min(step, stop - j)
             w = _operand(weight, same_w, j, count, like)
-            value, slope, outside = loss_and_gradient(
-                read(x, j, count, 0.5, like), read(t, j, count, 0.5, like), _operand(pos_weight, same_p, j, count, like)
-            )
+            p = _operand(pos_weight, same_p, j, count, like)
+            value, slope, outside = loss_and_gradient(read(x, j, count, 0.5, like), read(t, j, count, 0.5, like), p)
             inside = first(count, value)
             faults = where(inside, where(outside, faults + 1.0, faults), faults)
             if want & VALUE:
@@ -58,7 +97,8 @@ def _driver(formula):
                     write(loss, j, count, value, like)
                 value_sum = add_wide(value_sum, where(inside, value, 0.0))
             if want & GRADIENT:
-                write(gradient, j, count, slope * (w * _operand(upstream, same_u, j, count, like)), like)
+                slope = slope * (w * _operand(upstream, same_u, j, count, like))
+                write(gradient, j, count, slope, like)
         return total(value_sum), np.float64(total(faults))
 
     # x, t, weight, pos_weight, upstream, gradient, loss: (outer, inner), upstream being the factor of the gradient
@@ -67,15 +107,15 @@ def _driver(formula):
     ):
         per_row = (x.shape[1] + SEGMENT - 1) // SEGMENT
         for block in prange(first_block, stop_block):
+            xs, ts, ws, ps = borrowed(x), borrowed(t), borrowed(weight), borrowed(pos_weight)
+            us, gs, ls = borrowed(upstream), borrowed(gradient), borrowed(loss)
             value_sum = 0.0
             faults = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 i = unit // per_row
                 start = (unit - i * per_row) * SEGMENT
                 stop = min(x.shape[1], start + SEGMENT)
-                v, f = segment(
-                    x[i], t[i], weight[i], pos_weight[i], upstream[i], gradient[i], loss[i], want, start, stop, like
-                )
+                v, f = segment(xs[i], ts[i], ws[i], ps[i], us[i], gs[i], ls[i], want, start, stop, like)
                 value_sum += v
                 faults += f
             part[block, 0] = value_sum

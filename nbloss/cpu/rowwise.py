@@ -19,6 +19,7 @@ from nbloss.cpu.simd import (
     VECTOR_BYTES,
     add_wide,
     aligned_at,
+    borrowed,
     broadcast,
     first,
     gather,
@@ -41,6 +42,7 @@ from nbloss.cpu.simd import (
     total,
     where,
     write,
+    write_from,
 )
 from nbloss.cpu.vecmath import exp_difference, exp_flush, log1p
 from nbloss.problem import Array
@@ -55,6 +57,7 @@ SHORT = 8  # chunks of a row that is short
 CONFIDENT = 1.0 / 16.0
 WIDTH = 8  # vectors of rows in a tile
 NEAR = 1 << 18  # bytes of a tile
+FETCH = 256  # vectors from a load to the one that is fetched meanwhile
 CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
 
 
@@ -116,6 +119,8 @@ def _sum_below_maximum(x, start, ahead, m, like):
         # Loading the next chunk here overlaps memory with arithmetic: 1.2 times faster than a pass of its own.
         top = maximum(load(x, j + offset, like), top)
         top = maximum(load(x, j + offset + step, like), top)
+        prefetch(x, j + FETCH * step)
+        prefetch(x, j + FETCH * step + step)
     return a + b, largest(top)
 
 
@@ -219,11 +224,21 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
     step = lanes(like)
     log_norm = log1p(r)
     slope = scale * a / (1.0 + r)
+    confident = lane(r, 0) < CONFIDENT
+    plain = form == GRADIENT and kind != PROBABILITIES and uniform == 0.0 and not confident
     aligned = aligned_at(out, like) if past else n
     if aligned < 0:
         aligned = n
     j = 0
     while j < n:
+        if plain and (not past or j >= aligned):
+            stop = j + (n - j) // step * step
+            if j <= target < stop:
+                stop = j + (target - j) // step * step
+            _write_softmax(x, out, m, slope, j, stop, past, like)
+            j = stop
+            if j == n:
+                break
         count = min(step, n - j)
         if j < aligned:
             count = min(count, aligned - j)
@@ -231,7 +246,7 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
         if form == LOG_SOFTMAX:
             y = (v - m) - log_norm
         else:
-            e = exp_difference(v, m)
+            e = exp_difference(v, m) if confident else exp_flush(v - m)
             y = slope * e
             if kind == PROBABILITIES:
                 y = scale * dense_gradient(e, _mass_at(q, weight, mode, j, count, like), a, r)
@@ -243,6 +258,17 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
         else:
             put(out, j, count, y, like)
         j += count
+
+
+@inline
+def _write_softmax(x, out, m, slope, start, stop, past, like):
+    """slope exp(x - m) over whole vectors."""
+    if past:
+        for j in range(start, stop, lanes(like)):
+            stream(out, j, slope * exp_flush(load(x, j, like) - m))
+    else:
+        for j in range(start, stop, lanes(like)):
+            store(out, j, slope * exp_flush(load(x, j, like) - m))
 
 
 @inline
@@ -344,7 +370,7 @@ def _tile_mass_at(q, weight, mode, i, j, k, count, like):
 def _tiles(operands, mode, unit, like, scratch):
     """A tile of `width` vectors of rows: writes what is asked for, and returns the sum of their losses."""
     x, _, _, _, _, out, _ = operands
-    _, form, _, _, _, _ = mode
+    _, form, past, _, _, _ = mode
     tile, _, _, width = scratch
     classes = x.shape[1]
     step = lanes(like)
@@ -369,31 +395,8 @@ def _tiles(operands, mode, unit, like, scratch):
                 store_transposed(tile, j * step, out[i], j, start, min(step, classes - j), stop - start, like)
         else:
             for j in range(classes):
-                _write_tile(out[i, j], tile, j * lead, start, stop, mode, like)
+                write_from(tile, j * lead, out[i, j], start, stop, past, like)
     return value_sum
-
-
-@inline
-def _write_tile(out, tile, at, start, stop, mode, like):
-    """Rows start, … of one class, from the tile; past the caches where they fill whole vectors in memory."""
-    past = mode[2]
-    step = lanes(like)
-    aligned = stop
-    if past and out.strides[0] == out.itemsize:
-        first_aligned = aligned_at(out, like)
-        if first_aligned >= 0:
-            aligned = start + (first_aligned - start) % step
-    k = start
-    while k < stop:
-        count = min(step, stop - k)
-        if k < aligned:
-            count = min(count, aligned - k)
-        value = take(tile, at + k - start, count, 0.0, like)
-        if k >= aligned and count == step:
-            stream(out, k, value)
-        else:
-            write(out, k, count, value, like)
-        k += count
 
 
 @inline
@@ -502,9 +505,10 @@ def _driver(chunk):
         kind, form, past, ignore, share, uniform, width, like,
         units, step, first_block, stop_block, part,
     ):  # fmt: skip
-        operands = (x, t, q, weight, upstream, out, loss)
         mode = (kind, form, past, ignore, share, uniform)
         for block in prange(first_block, stop_block):
+            logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
+            operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
             scratch = (
                 # Room for blocks of (lanes, lanes), whatever the number of classes.
                 np.empty((x.shape[1] + lanes(like)) * width * lanes(like) if width else 0, weight.dtype),

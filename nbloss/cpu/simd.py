@@ -385,6 +385,19 @@ def _(context, builder, sig, args):
     return _fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
 
+def borrowed(a):
+    """The same array without a reference count: views of it cost no atomic operation. Its owner must outlive it."""
+    return a
+
+
+@compiled_raw(borrowed, lambda a: a)
+def _(context, builder, sig, args):
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    array.meminfo = ir.Constant(array.meminfo.type, None)
+    array.parent = ir.Constant(array.parent.type, None)
+    return array._getvalue()
+
+
 # --- memory -------------------------------------------------------------------------------------------------
 
 
@@ -669,6 +682,28 @@ def write(a, i, count, value, like):
         put(a, i, count, value, like)
     else:
         scatter(a, i, count, value)
+
+
+@inline
+def write_from(values, at, out, start, stop, past, like):
+    """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
+    step = lanes(like)
+    aligned = stop
+    if past and out.strides[0] == out.itemsize:
+        first_aligned = aligned_at(out, like)
+        if first_aligned >= 0:
+            aligned = start + (first_aligned - start) % step
+    i = start
+    while i < stop:
+        count = min(step, stop - i)
+        if i < aligned:
+            count = min(count, aligned - i)
+        value = take(values, at + i - start, count, 0.0, like)
+        if i >= aligned and count == step:
+            stream(out, i, value)
+        else:
+            write(out, i, count, value, like)
+        i += count
 
 
 def load_transposed(tile, at, x, j, k, classes, rows, like):

@@ -20,7 +20,7 @@ from nbloss.problem import FLOAT32, FLOAT64, Array, Pointwise, Rowwise, compute_
 _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
 WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
-STREAM_FROM = 1 << 25  # bytes of gradient from which it is written past the caches
+STREAM_FROM = 1 << 24  # bytes of gradient from which it is written past the caches
 
 
 def _stored(array: Array) -> Array:
