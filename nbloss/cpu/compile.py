@@ -84,10 +84,9 @@ def _compile(
     return compiled
 
 
-def after_fork() -> None:
-    """A forked child must not wait for a thread that only its parent has."""
-    global _lock
-    _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A fork waits for a compilation under way in another thread: the child would inherit it half done, and its locks.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 # --- the disk cache -----------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba.np.ufunc import parallel as numba_parallel
 
-from nbloss.cpu import compile as compiler
 from nbloss.cpu.compile import Kernel
 from nbloss.problem import Array
 
@@ -23,7 +24,7 @@ BLOCK = 1 << 14  # elements a block: 64 KiB of float32
 PARALLEL = 1 << 17  # elements from which waking other threads pays
 BREATH = 1 << 27  # elements a driver call: Ctrl-C is heard between two calls, every ~0.1 s a core
 
-_threads: int | None = None  # None: as many as Numba starts
+_threads: int | None = None  # None: the default
 _forked = False
 
 
@@ -33,11 +34,22 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    return max_threads() if _threads is None else _threads
+    return default_threads() if _threads is None else _threads
 
 
 def max_threads() -> int:
+    """What Numba can start: the processors of this process, or what NUMBA_NUM_THREADS says."""
     return int(numba.config.NUMBA_NUM_THREADS)
+
+
+@cache
+def default_threads() -> int:
+    """As many as Numba starts, or fewer where a container's share of processor time is smaller (Linux, cgroup 2)."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(max_threads(), -(-int(quota) // int(period))))
+    except (OSError, ValueError):  # no such file, or no quota: "max"
+        return max_threads()
 
 
 def layer() -> str:
@@ -85,7 +97,6 @@ def _in_child() -> None:
     # Worker threads do not survive a fork, and GNU OpenMP aborts or hangs a child that asks for them.
     global _forked
     _forked = True
-    compiler.after_fork()
 
 
 if hasattr(os, "register_at_fork"):

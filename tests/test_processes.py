@@ -1,0 +1,368 @@
+"""What kills or hangs Numba programs, each in a process of its own with a time limit."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import nbloss
+
+PACKAGE = Path(nbloss.__file__).parent
+LAYERS = ["omp", "workqueue", "tbb"]
+
+SETUP = """
+import os, sys, threading
+import numpy as np
+import nbloss
+rng = np.random.default_rng(0)
+x = rng.standard_normal((3000, 100), dtype=np.float32)
+t = rng.integers(0, 100, 3000)
+def job(_=None):
+    loss, grad = nbloss.cross_entropy.value_and_grad(x, t)
+    return float(loss).hex(), hash(grad.tobytes())
+"""
+
+
+def run(code, check=True, seconds=100, cwd=None, **environment):
+    """The output of Python code; hangs and crashes are failures."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", SETUP + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+        cwd=cwd or PACKAGE.parent,
+        env={**os.environ, "PYTHONHASHSEED": "0", **{k: str(v) for k, v in environment.items()}},
+    )
+    if check:
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout.strip()
+    return result
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return run("nbloss.set_num_threads(1); print(job())")
+
+
+def layer_or_skip(layer):
+    found = run(
+        "from nbloss.cpu import launch\ntry: print(launch.layer())\nexcept Exception: print('none')",
+        NUMBA_THREADING_LAYER=layer,
+    )
+    if found != layer:
+        pytest.skip(f"no threading layer {layer} here")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("cold", [True, False])
+def test_eight_threads_at_once(layer, cold, expected, tmp_path):
+    """The first call included, which compiles in all of them."""
+    layer_or_skip(layer)
+    code = """
+    from concurrent.futures import ThreadPoolExecutor
+    barrier = threading.Barrier(8)
+    def work(_):
+        barrier.wait(); return {job() for _ in range(50)}
+    with ThreadPoolExecutor(8) as pool:
+        found = set().union(*pool.map(work, range(8)))
+    print(*found) if len(found) == 1 else print(len(found), "answers")
+    """
+    folder = {"NUMBA_CACHE_DIR": tmp_path} if cold else {}
+    assert run(code, NUMBA_THREADING_LAYER=layer, **folder) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_after_a_parallel_call(layer, expected):
+    layer_or_skip(layer)
+    code = """
+    import multiprocessing, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    def child(depth):
+        mine = job()
+        if depth:
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                assert pool.map_async(child, [0]).get(60) == [mine]
+        return mine
+    before = job()
+    multiprocessing.process.current_process()._config["daemon"] = False
+    from concurrent.futures import ProcessPoolExecutor
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+        found = set(pool.map(child, [0, 1, 0, 1]))
+    assert found == {before} == {job()}
+    print(before)
+    """
+    assert run(code, NUMBA_THREADING_LAYER=layer) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_fork_while_other_threads_compute_and_compile(expected, tmp_path):
+    code = """
+    import warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    before = job()
+    stop = threading.Event()
+    def compute():
+        while not stop.is_set(): job()
+    def compile_():
+        for dtype in ("float64", "float16"):
+            nbloss.mse_loss(x.astype(dtype), x.astype(dtype)); nbloss.softmax(x.astype(dtype))
+    threads = [threading.Thread(target=compute), threading.Thread(target=compile_)]
+    for thread in threads: thread.start()
+    for _ in range(6):
+        child = os.fork()
+        if not child:
+            import signal
+            signal.alarm(60)
+            wide = x.astype(np.float64)
+            os._exit(0 if job() == before and np.isfinite(nbloss.l1_loss(wide, 0 * wide)) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    stop.set()
+    for thread in threads: thread.join()
+    print(before)
+    """
+    assert run(code, NUMBA_CACHE_DIR=tmp_path) == expected
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_other_ways_to_start_processes(method, expected, tmp_path):
+    if method == "forkserver" and not hasattr(os, "fork"):
+        pytest.skip("no forkserver here")
+    script = tmp_path / "script.py"
+    body = """
+    if __name__ == "__main__":
+        import multiprocessing
+        before = job()
+        with multiprocessing.get_context("{}").Pool(2) as pool:
+            assert set(pool.map(job, range(4))) == {{before}}
+        print(before)
+    """
+    script.write_text(SETUP + textwrap.dedent(body.format(method)))
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=100, check=True, env=environment
+    )
+    assert done.stdout.strip() == expected
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def kernels(folder):
+    return sorted(Path(folder).glob("nbloss/*.kernel"))
+
+
+def test_the_cache_is_used_and_heals(expected, tmp_path):
+    hits = """
+    from nbloss.cpu import compile as c
+    made = []
+    original = c._DiskCache.save_overload
+    c._DiskCache.save_overload = lambda self, *a: (made.append(1), original(self, *a))
+    print(job(), len(made))
+    """
+    assert run(hits, NUMBA_CACHE_DIR=tmp_path) == f"{expected} 2"  # the kernel, and the scan of the labels
+    assert len(kernels(tmp_path)) == 2
+    assert run(hits, NUMBA_CACHE_DIR=tmp_path) == f"{expected} 0"
+    one, two = kernels(tmp_path)
+    whole = one.read_bytes(), two.read_bytes()
+    for damage in (
+        lambda: one.write_bytes(whole[0][:1000]),
+        lambda: one.write_bytes(b""),
+        lambda: one.unlink(),
+        lambda: one.write_bytes(whole[0][:-1] + bytes([whole[0][-1] ^ 1])),
+        lambda: (one.write_bytes(whole[1]), two.write_bytes(whole[0])),
+    ):
+        damage()
+        found, compiled = run(hits, NUMBA_CACHE_DIR=tmp_path).rsplit(" ", 1)
+        assert found == expected
+        assert int(compiled) >= 1
+        assert run(hits, NUMBA_CACHE_DIR=tmp_path) == f"{expected} 0"
+
+
+def test_the_cache_can_be_turned_off(expected, tmp_path):
+    assert run("print(job())", NUMBA_CACHE_DIR=tmp_path, NBLOSS_CACHE=0) == expected
+    assert not kernels(tmp_path)
+
+
+@pytest.mark.parametrize("trouble", ["no home", "unwritable", "full disk", "a file in the way", "open to others"])
+def test_no_cache_trouble_breaks_a_call(expected, tmp_path, trouble):
+    """Warnings are errors in these processes, and a call works all the same."""
+    before = ""
+    environment = {"NUMBA_CACHE_DIR": tmp_path / "cache"}
+    if trouble == "no home":
+        environment = {"HOME": "/nonexistent/home", "XDG_CACHE_HOME": ""}
+    elif trouble == "unwritable":
+        before = "import tempfile\ndef no(*a, **k): raise PermissionError(13, 'no')\ntempfile.mkstemp = no\n"
+    elif trouble == "full disk":
+        before = "def full(*a): raise OSError(28, 'No space left on device')\nos.replace = full\n"
+    elif trouble == "a file in the way":
+        environment["NUMBA_CACHE_DIR"].write_text("")
+    else:
+        (environment["NUMBA_CACHE_DIR"] / "nbloss").mkdir(parents=True)
+        (environment["NUMBA_CACHE_DIR"] / "nbloss").chmod(0o777)
+    assert run(before + "print(job())", **environment) == expected
+    if trouble not in ("no home", "a file in the way"):
+        assert not kernels(environment["NUMBA_CACHE_DIR"])
+        assert not list(Path(environment["NUMBA_CACHE_DIR"]).glob("nbloss/*"))
+
+
+def test_at_most_one_warning(tmp_path):
+    code = """
+    import warnings
+    def full(*a): raise OSError(28, 'No space left on device')
+    os.replace = full
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        job(); nbloss.mse_loss(x, x); nbloss.softmax(x.astype(np.float64))
+    print(len(seen), seen[0].category.__name__)
+    """
+    assert run(code, NUMBA_CACHE_DIR=tmp_path) == "1 RuntimeWarning"
+
+
+def test_six_cold_processes_at_once(expected, tmp_path):
+    code = SETUP + textwrap.dedent("""
+    dtype = sys.argv[1]
+    nbloss.softmax(x.astype(dtype))
+    print(job())
+    """)
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "NUMBA_CACHE_DIR": str(tmp_path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, dtype], stdout=subprocess.PIPE, text=True, env=environment, cwd=PACKAGE.parent
+        )
+        for dtype in ["float32", "float64", "float16"] * 2
+    ]
+    assert {process.communicate(timeout=120)[0].strip() for process in running} == {expected}
+
+
+def test_edited_sources_are_compiled_anew(tmp_path):
+    """An edit, or an upgrade, of a module that a kernel calls; Numba's own cache would run the old code."""
+    shutil.copytree(PACKAGE, tmp_path / "nbloss", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "print(nbloss.mse_loss(np.float32([3]), np.float32([1])))"
+    cache = tmp_path / "cache"
+    assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "4.0"
+    formulas = tmp_path / "nbloss" / "formulas.py"
+    formulas.write_text(
+        formulas.read_text().replace("return d * d, TWO * d, d < d", "return d * d * TWO, TWO * d, d < d")
+    )
+    assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "8.0"
+    other_version = "from nbloss.cpu import compile as c\nc._versions = lambda: ('another Numba',)\n"
+    before = len(kernels(cache))
+    assert run(other_version + code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "8.0"
+    assert len(kernels(cache)) == before + 1
+
+
+# --- long work, memory, settings ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_interrupt_arrives_within_a_second():
+    code = """
+    import signal, time
+    big = np.broadcast_to(x[0], (30_000_000, 100))
+    labels = np.zeros(len(big), np.uint8)
+    job()
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    start = time.perf_counter()
+    try:
+        while True: nbloss.cross_entropy(big, labels)
+    except KeyboardInterrupt:
+        assert time.perf_counter() - start < 1.5, time.perf_counter() - start
+    print(job())
+    """
+    assert run(code) == run("print(job())")
+
+
+def test_kernels_release_the_gil():
+    code = """
+    import time
+    big = np.broadcast_to(x[0], (2_000_000, 100))
+    labels = np.zeros(len(big), np.uint8)
+    nbloss.set_num_threads(1); nbloss.cross_entropy(big, labels)
+    ticks = []
+    worker = threading.Thread(target=nbloss.cross_entropy, args=(big, labels))
+    worker.start()
+    while worker.is_alive():
+        ticks.append(time.perf_counter()); time.sleep(0.001)
+    print(len(ticks) > 3 and max(b - a for a, b in zip(ticks, ticks[1:])) < 0.3)
+    """
+    assert run(code) == "True"
+
+
+def test_nothing_leaks():
+    code = """
+    import gc, resource
+    def resident():
+        gc.collect()
+        return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    small, labels = x[:32, :10].copy(), t[:32] % 10
+    wrong = labels.copy(); wrong[3] = 10
+    def calls(good, bad):
+        for _ in range(good): nbloss.cross_entropy.value_and_grad(small, labels)
+        for _ in range(bad):
+            try: nbloss.cross_entropy.value_and_grad(small, wrong)
+            except IndexError: pass
+    calls(2000, 200)
+    before = resident()
+    calls(100_000, 1000)
+    print(resident() - before)
+    """
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc here")
+    assert int(run(code)) < 1 << 20
+
+
+def test_peak_memory_of_a_mapped_input(tmp_path):
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no /proc here")
+    code = """
+    import resource
+    path = sys.argv[1] if len(sys.argv) > 1 else os.environ["BIG"]
+    with open(path, "wb") as file: file.truncate(2 << 30)  # a sparse file: zeros
+    big = np.memmap(path, np.float32, "r", shape=(2 << 20, 256))
+    labels = np.zeros(len(big), np.uint8)
+    job(); nbloss.cross_entropy(big[:5000], labels[:5000])
+    def anonymous():
+        return sum(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon"))
+    before = anonymous()
+    loss = nbloss.cross_entropy(big, labels)
+    print(abs(loss - np.log(256)) < 1e-5, anonymous() - before < 40_000)
+    """
+    assert run(code, BIG=tmp_path / "big") == "True True"
+
+
+def test_thread_settings_from_several_threads():
+    code = """
+    import numba
+    users = numba.get_num_threads()
+    def work(n):
+        for _ in range(20):
+            nbloss.set_num_threads(n); job()
+    threads = [threading.Thread(target=work, args=(1 + k % nbloss.get_num_threads(),)) for k in range(6)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert numba.get_num_threads() == users
+    print(job())
+    """
+    assert run(code) == run("print(job())")
+
+
+def test_a_share_of_processor_time(tmp_path):
+    code = """
+    from pathlib import Path
+    from nbloss.cpu import launch
+    launch.Path = lambda name: Path(os.environ["QUOTA"])
+    print(nbloss.get_num_threads())
+    """
+    for text, threads in (("100000 100000", "1"), ("50000 100000", "1"), ("max 100000", None), ("800000 100000", None)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert run(code, QUOTA=tmp_path / "cpu.max") == (
+            threads or run("from nbloss.cpu import launch; print(launch.max_threads())")
+        )
