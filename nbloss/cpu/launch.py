@@ -63,6 +63,10 @@ def launch(kernel: Kernel, dtypes: tuple[str, ...], args: tuple[Any, ...], units
     step = max(1, BLOCK // max(1, unit_elements))
     blocks = -(-units // step)
     part = np.empty((blocks, 2))
+    if blocks == 1:  # a small call should cost little
+        kernel.variant(False, *dtypes)(*args, units, step, 0, 1, part)
+        only: Array = part[0]
+        return only
     breath = max(1, BREATH // (step * max(1, unit_elements)))
     threads = _threads_for(blocks, units * unit_elements)
     driver = kernel.variant(threads > 1, *dtypes)
@@ -77,12 +81,12 @@ def launch(kernel: Kernel, dtypes: tuple[str, ...], args: tuple[Any, ...], units
                 driver(*args, units, step, first, min(blocks, first + breath), part)
         finally:
             numba.set_num_threads(users)
-    sums: Array = part.sum(axis=0) if blocks > 1 else part[0]
+    sums: Array = part.sum(axis=0)
     return sums
 
 
 def _threads_for(blocks: int, elements: int) -> int:
-    if elements < PARALLEL or blocks < 2 or _forked:
+    if elements < PARALLEL or _forked:
         return 1
     threads = min(get_num_threads(), blocks)
     return threads if threads > 1 and _layer_is_safe() else 1

@@ -335,25 +335,27 @@ def _tile_targets(operands, mode, tile, facts, labels, i, k, count, at, lead, li
     """Look up what each row needs of its own target. FIXED is the loss of a row that is not ACTIVE."""
     x, t, _, weight, upstream, _, _ = operands
     kind, _, _, ignore, share, _ = mode
-    for c in range(count):
-        label = np.int64(-1)
-        w_t = type(like)(1)
-        facts[ACTIVE, c] = 1
-        facts[KEPT, c] = 1 if kind == NO_TARGET else 0
-        facts[SCALE, c] = upstream[i, k + c]
-        if kind == CLASS_INDEX:
+    one = broadcast(1.0, like)
+    store(facts, ACTIVE * lanes(like), one)
+    store(facts, W_T * lanes(like), one)
+    store(facts, SCALE * lanes(like), broadcast(upstream[i, k], like))
+    if upstream.strides[0] != 0 or upstream.strides[1] != 0:
+        for c in range(count):
+            facts[SCALE * lanes(like) + c] = upstream[i, k + c]
+    store(facts, KEPT * lanes(like), one * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0))
+    if kind == CLASS_INDEX:
+        for c in range(count):
             label = np.int64(t[i, k + c])
             if label == ignore or label < 0 or label >= x.shape[1]:
-                facts[ACTIVE, c] = 0
-                facts[FIXED, c] = 0.0 if label == ignore else np.nan
+                facts[ACTIVE * lanes(like) + c] = 0
+                facts[FIXED * lanes(like) + c] = 0.0 if label == ignore else np.nan
                 label = -1
             else:
+                facts[X_T * lanes(like) + c] = tile[label * lead + at + c]
                 if weight.shape[0]:
-                    w_t = weight[label]
-                facts[X_T, c] = tile[label * lead + at + c]
-                facts[KEPT, c] = share * w_t
-        facts[W_T, c] = w_t
-        labels[c] = label
+                    facts[W_T * lanes(like) + c] = weight[label]
+                    facts[KEPT * lanes(like) + c] = share * weight[label]
+            labels[c] = label
 
 
 @inline
@@ -432,15 +434,15 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         mass = mass + mass_block
     r = below + (ties - 1.0)
     log_norm = log1p(r)
-    kept = load(facts[KEPT], 0, like)
-    x_t = load(facts[X_T], 0, like)
-    active = load(facts[ACTIVE], 0, like) > 0.0
+    kept = load(facts, KEPT * lanes(like), like)
+    x_t = load(facts, X_T * lanes(like), like)
+    active = load(facts, ACTIVE * lanes(like), like) > 0.0
 
     if form == LOG_SOFTMAX:
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
-        scale = load(facts[SCALE], 0, like)
+        scale = load(facts, SCALE * lanes(like), like)
         a = kept + mass
         slope = scale * a / (r + 1.0)
         for j in range(classes):
@@ -452,16 +454,16 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
                 y = y - scale * _tile_mass_at(q, weight, mode, i, j, k, count, like)
             store(tile, j * lead + at, where(active, y, 0.0))
         if kind == CLASS_INDEX:
-            slack = mass - uniform * load(facts[W_T], 0, like)
-            store(facts[SCALE], 0, scale * target_gradient(x_t, m, r, a, slack))
+            slack = mass - uniform * load(facts, W_T * lanes(like), like)
+            store(facts, SCALE * lanes(like), scale * target_gradient(x_t, m, r, a, slack))
             for c in range(count):
                 if labels[c] >= 0:
-                    tile[labels[c] * lead + at + c] = facts[SCALE, c]
+                    tile[labels[c] * lead + at + c] = facts[SCALE * lanes(like) + c]
 
     if kind == NO_TARGET:
         value = m + log_norm
     else:
-        value = where(active, row_loss(kept, m, x_t, gap, mass, log_norm), load(facts[FIXED], 0, like))
+        value = where(active, row_loss(kept, m, x_t, gap, mass, log_norm), load(facts, FIXED * lanes(like), like))
     if loss.shape[1]:
         write(loss[i], k, count, value, like)
     return total(add_wide(broadcast(0.0, np.float64(0.0)), where(first(count, value), value, 0.0)))
@@ -509,18 +511,16 @@ def _driver(chunk):
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
-            scratch = (
-                # Room for blocks of (lanes, lanes), whatever the number of classes.
-                np.empty((x.shape[1] + lanes(like)) * width * lanes(like) if width else 0, weight.dtype),
-                np.zeros((ROW_FACTS, lanes(like)), weight.dtype),
-                np.empty(lanes(like), np.int64),
-                width,
-            )
+            # Room for blocks of (lanes, lanes), whatever the number of classes.
+            tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like) if width else 0, weight.dtype)
+            facts = np.zeros(ROW_FACTS * lanes(like), weight.dtype)
+            labels = np.empty(lanes(like), np.int64)
+            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
             part[block, 0] = value_sum
-            part[block, 1] = 0.0
+            part[block, 1] = 0 * (tile.size + facts.size + labels.size)  # whose last use frees them
 
     return driver
 
@@ -543,6 +543,9 @@ KERNELS = {
 }
 
 
+LIKE = {"f": np.float32(0), "d": np.float64(0)}  # a scalar of the type that a kernel computes in
+
+
 def run(
     along: bool,
     normalized: bool,
@@ -561,9 +564,9 @@ def run(
 ) -> float:
     """Run one piece of a row-wise problem; the sum of its losses."""
     outer, classes, inner = x.shape
-    like = weight.dtype.type(0)
+    like = LIKE[weight.dtype.char]
     step = VECTOR_BYTES // weight.itemsize
-    share, uniform = weight.dtype.type(1.0 - smoothing), weight.dtype.type(smoothing / classes)
+    share, uniform = 1.0 - smoothing, smoothing / classes
     if normalized:
         kernel, units, unit_elements, width = KERNELS["picks"], outer * inner, 1, 0
     elif along:

@@ -1,0 +1,55 @@
+"""Which machine and which versions figures come from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+from bench import peers, peers_cuda
+
+DISTRIBUTIONS = ("nbloss", "numpy", "numba", "llvmlite", "scipy", "torch", "jax", "optax", "scikit-learn", "numexpr")
+
+
+def cpu_model() -> str:
+    """The processor's name as its maker writes it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+        if asked.stdout.strip():
+            return asked.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def describe(device: str = "cpu") -> dict[str, object]:
+    """What identifies the machine; its `slug` names the results file."""
+    name = cpu_model()
+    threads = peers.available_threads()
+    slug = f"{name} {threads} threads"
+    if device == "cuda":
+        name = slug = peers_cuda.device_name()
+    return {
+        "slug": re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-"),
+        "name": name,
+        "device": device,
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

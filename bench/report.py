@@ -1,0 +1,252 @@
+"""README tables and plots from the stored results: ``python -m bench.report``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bench import plots, store
+from bench.cases import POINTWISE, ROWWISE, SMALL, WORKS, Case
+from bench.peers import LABELS
+from bench.plots import TIMES, rows_of, title_of
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+README = Path(__file__).parent.parent / "README.md"
+
+NOTES = """\
+A share of the ceiling counts useful bytes only (logits and target read once, gradient written once), against reading
+for a value and copying where an array is written. Arrays that fit a cache can pass 100%; below 2 MiB of logits no
+share is given. All libraries use the same number of threads, take turns in the same rounds, and agreed with SciPy in
+float64 on these very inputs before they were timed. Times are the best of all rounds.
+
+What is unfair: in *value* and *value + gradient* a library allocates its results; memory up to 32 MiB is reused by
+all that allocate with malloc, larger arrays pay for new pages. *Into a buffer* is a gradient alone, in a form of its
+own where a library has one (torch: softmax or sigmoid and updates in place, without autograd); JAX has none.
+scikit-learn takes class indices as floats, gives one loss a row, and leaves the division by the number of rows to its
+user. Class weights with optax and BCE on probabilities with JAX are written out. NumPy computes half precision in
+float32. Time against size leaves out what compiles for seconds a shape.
+
+torch is large and not part of the extra `bench`; to add the peers:
+`pip install torch --index-url https://download.pytorch.org/whl/cpu`, `pip install jax optax scikit-learn numexpr`."""
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"bench.report: {message}")
+
+
+def time_of(seconds: float) -> str:
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def times(ratio: float) -> str:
+    """A ratio in figures that mean something."""
+    digits = 0 if ratio >= 10 else 1 if ratio >= 1.95 else 2
+    return f"{ratio:.{digits}f}{TIMES}"
+
+
+def _table(head: list[str], lines: list[list[str]], left: int = 1) -> str:
+    align = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, align, *lines])
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def _against_best_peer(rows: dict[str, Row]) -> str:
+    peers = [row for name, row in rows.items() if name != "nbloss"]
+    if not peers:
+        return "no peer"
+    best = min(peers, key=lambda row: row["ratio"])
+    text = f"{times(best['ratio'])} {LABELS[best['library']]}"
+    return text if best["ratio"] >= 1 else f"**slower:** {text}"
+
+
+def headline(results: Results, cases: list[Case]) -> str:
+    """How many times faster than the best peer nbloss is, for each work."""
+    lines = []
+    for case in cases:
+        cells = []
+        for work in WORKS:
+            rows = rows_of(results, case, work)
+            if "nbloss" not in rows:
+                cells.append("")
+                continue
+            own = rows["nbloss"]
+            share = f", {own['share']:.0%}" if "share" in own else ""
+            cells.append(f"{_against_best_peer(rows)} ({time_of(own['best'])}{share})")
+        if any(cells):
+            lines.append([title_of(case), *cells])
+    return _table(["float32 where nothing else is said", *WORKS.values()], lines) if lines else ""
+
+
+def full(results: Results) -> str:
+    """Every measured row."""
+    lines = []
+    for row in results["rows"]:
+        if "loss" not in row:
+            continue
+        case = Case(row["loss"], tuple(int(n) for n in row["shape"].split("x")), row["dtype"], row.get("variant", ""))
+        count = row.get("threads")
+        threads = f", {count} thread{'s' if count > 1 else ''}" if count else ""
+        ratio = "" if row["library"] == "nbloss" or "ratio" not in row else times(row["ratio"])
+        lines.append(
+            [
+                title_of(case) + threads,
+                WORKS[row["work"]],
+                LABELS.get(row["library"], row["library"]),
+                time_of(row["best"]),
+                time_of(row["median"]),
+                f"{row['gbs']:.3g}",
+                f"{row['share']:.0%}" if "share" in row else "",
+                ratio,
+            ]
+        )
+    head = ["loss and shape", "work", "library", "best", "median", "GB/s", "of ceiling", "time ÷ nbloss's"]
+    return _table(head, lines, left=3) if lines else ""
+
+
+def overhead(results: Results) -> str:
+    """Import, first call, memory and disk, a column for each."""
+    columns = ["import", "first call, cold", "first call, cached", "peak extra memory", "installed size"]
+    cells: dict[str, dict[str, str]] = {}
+    for row in results["rows"]:
+        if row["test"] == "overhead" and row["work"] in columns:
+            text = time_of(row["best"]) if "best" in row else f"{row['megabytes']:.3g} MB"
+            if "input" in row:
+                text += f" for {row['input']:.3g} MB of logits"
+            if "with_requirements" in row:
+                text += f"; {row['with_requirements']:.0f} MB with requirements"
+            cells.setdefault(row["library"], {})[row["work"]] = text
+    order = [name for name in LABELS if name in cells]
+    return (
+        _table(["", *columns], [[LABELS[n], *(cells[n].get(c, "") for c in columns)] for n in order]) if order else ""
+    )
+
+
+def footnote(results: Results) -> str:
+    machine = results["machine"]
+    latest = max(results["runs"], key=lambda run: run["id"])
+    versions = ", ".join(f"{name} {version}" for name, version in latest["versions"].items())
+    ceilings = {r["work"]: r for r in results["rows"] if r["test"] == "ceiling"}
+    bandwidth = ", ".join(f"{name} {row['gbs']:.0f} GB/s" for name, row in ceilings.items())
+    runs = "" if len(results["runs"]) == 1 else f" (rows of {len(results['runs'])} runs; versions are the last one's)"
+    head = (
+        f"{machine['name']}, {machine['threads']} threads, {machine['system']}; {versions}; {latest['date']}; "
+        f"`{latest['command']}`{runs}. Memory bandwidth in the same run: {bandwidth or 'not measured'}."
+    )
+    return "\n\n".join(f"<sub>{paragraph}</sub>" for paragraph in (head, *NOTES.split("\n\n")))
+
+
+def cuda(results: Results) -> str:
+    """Rows of a CUDA device, as measured."""
+    lines = [
+        [
+            row["shape"].replace("x", f" {TIMES} "),
+            row["dtype"],
+            WORKS[row["work"]],
+            row["library"],
+            time_of(row["best"]),
+            f"{row['gbs']:.0f}",
+            f"{row['share']:.0%}",
+            times(row["ratio"]) if "ratio" in row else "",
+        ]
+        for row in results["rows"]
+        if row["test"] == "cuda"
+    ]
+    head = ["cross-entropy", "dtype", "work", "library", "best", "GB/s", "of ceiling", "time ÷ nbloss's"]
+    return _table(head, lines, left=4) if lines else ""
+
+
+def section(results: Results, images: list[str]) -> str:
+    """The README's text about one machine."""
+    tables = [
+        headline(results, [*ROWWISE, *POINTWISE, *SMALL]),
+        *images,
+        _folded("Import, first call, memory, disk", overhead(results)),
+        _folded("All figures", full(results)),
+        _folded("All figures of the device", cuda(results)),
+        footnote(results),
+    ]
+    intro = (
+        f"How many times faster nbloss is than the best peer on {results['machine']['name']} "
+        f"({results['machine']['threads']} threads), with nbloss's time and share of the bandwidth ceiling:"
+    )
+    return "\n\n".join(text for text in [intro, *tables] if text)
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>" if text else ""
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def draw(results: Results, folder: Path, readme: Path) -> list[str]:
+    """Markdown for the plots that were drawn."""
+    slug = results["machine"]["slug"]
+    wanted = (
+        (plots.share_of_ceiling, f"{slug}-share.svg", "Share of the bandwidth ceiling by shape and library"),
+        (plots.time_by_size, f"{slug}-size.svg", "Time against rows and classes, with the bandwidth ceiling"),
+    )
+    images = []
+    for plot, name, text in wanted:
+        path = plot(results, folder / name)
+        if path:
+            images.append(f"![{text}]({Path(os.path.relpath(path.resolve(), readme.resolve().parent)).as_posix()})")
+    return images
+
+
+def insert(readme: Path, text: str) -> None:
+    """Put the text between the markers."""
+    content = readme.read_text()
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{readme}: no {BEGIN} … {END}; put the two markers where the tables belong")
+    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = _Parser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, help="results files; all of bench/results where none is given")
+    parser.add_argument("--readme", type=Path, default=README, help="the file with the markers")
+    parser.add_argument("--print", action="store_true", help="print the tables and leave the README alone")
+    parser.add_argument("--no-plots", action="store_true", help="tables only")
+    chosen = parser.parse_args(arguments)
+    files = chosen.files or sorted(store.FOLDER.glob("*.json"))
+    if not files:
+        raise SystemExit(f"{store.FOLDER}: no results yet; run `python -m pytest bench` first")
+    sections = []
+    for path in files:
+        try:
+            results = store.load(path)
+        except store.BadResults as error:
+            raise SystemExit(str(error)) from None
+        try:
+            images = [] if chosen.no_plots else draw(results, path.parent, chosen.readme)
+        except OSError as error:
+            raise SystemExit(f"{path.parent}: plots cannot be written ({error.strerror}); try --no-plots") from None
+        sections.append(section(results, images))
+    text = "\n\n".join(sections)
+    if chosen.print:
+        sys.stdout.write(text + "\n")
+        return
+    try:
+        insert(chosen.readme, text)
+    except OSError as error:
+        raise SystemExit(f"{chosen.readme}: {error.strerror}") from None
+    print(f"{chosen.readme}: tables of {len(files)} machine(s)")
+
+
+if __name__ == "__main__":
+    main()
