@@ -29,8 +29,8 @@ scikit-learn takes class indices as floats, gives one loss a row, and leaves the
 user. Class weights with optax and BCE on probabilities with JAX are written out. NumPy computes half precision in
 float32. Time against size leaves out what compiles for seconds a shape.
 
-torch is large and not part of the extra `bench`; to add the peers:
-`pip install torch --index-url https://download.pytorch.org/whl/cpu`, `pip install jax optax scikit-learn numexpr`."""
+torch is large and not part of the extra `bench`; to add it:
+`pip install torch`, the build for processors alone if there is no GPU."""
 
 Results = dict[str, Any]
 Row = dict[str, Any]
