@@ -2,8 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from nbloss.cpu import launch
+
+# A few thousand cases in all; `--hypothesis-profile=long` tries a hundred times as many.
+settings.register_profile("default", deadline=None, max_examples=250, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("long", deadline=None, max_examples=25_000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 
 
 @pytest.fixture(params=["cpu-serial", "cpu-parallel"])

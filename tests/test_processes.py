@@ -1,5 +1,6 @@
 """What kills or hangs Numba programs, each in a process of its own with a time limit."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -99,6 +100,31 @@ def test_fork_after_a_parallel_call(layer, expected):
     print(before)
     """
     assert run(code, NUMBA_THREADING_LAYER=layer) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("library", ["torch", "sklearn"])
+def test_fork_after_the_openmp_work_of_another_library(library, expected):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    work = {
+        "torch": "import torch; torch.ones(2000, 2000).exp().sum()",
+        "sklearn": "from sklearn.cluster import KMeans; KMeans(3, n_init=1).fit(x)",
+    }
+    code = f"""
+    import warnings
+    warnings.simplefilter("ignore")
+    {work[library]}
+    before = job()
+    child = os.fork()
+    if not child:
+        import signal
+        signal.alarm(60)
+        os._exit(0 if job() == before else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    print(before)
+    """
+    assert run(code) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

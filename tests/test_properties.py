@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 import reference
 from conftest import close
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import nbloss
-
-settings.register_profile("default", deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("long", deadline=None, max_examples=20_000, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("default")
 
 LOGITS = st.floats(-50, 50, width=32)
 
