@@ -61,7 +61,7 @@ def test_alignment(rng, monkeypatch, past_caches):
 
 def test_repeats(rng):
     for name, call, x, target in calls(rng, np.float32):
-        assert len({tuple(bits(call(x, target))) for _ in range(20)}) == 1, name
+        assert len({tuple(bits(call(x, target))) for _ in range(100)}) == 1, name
 
 
 def test_the_users_thread_setting_is_kept(rng):

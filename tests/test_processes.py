@@ -294,6 +294,7 @@ def test_interrupt_arrives_within_a_second():
     big = np.broadcast_to(x[0], (30_000_000, 100))
     labels = np.zeros(len(big), np.uint8)
     job()
+    nbloss.cross_entropy(big[:20_000], labels[:20_000])  # compiled before the clock starts
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     start = time.perf_counter()

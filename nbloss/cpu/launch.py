@@ -21,7 +21,9 @@ from nbloss.cpu.compile import Kernel
 from nbloss.problem import Array
 
 BLOCK = 1 << 14  # elements a block: 64 KiB of float32
-PARALLEL = 1 << 17  # elements from which waking other threads pays
+# Elements from which other threads are woken. When they are awake, two pay from 1 << 16 on; after 30 ms of sleep
+# GNU OpenMP took 5 ms to wake one on a two-core virtual machine, so calls of less than ~0.3 ms stay on one thread.
+PARALLEL = 1 << 19
 BREATH = 1 << 27  # elements a driver call: Ctrl-C is heard between two calls, every ~0.1 s a core
 
 _threads: int | None = None  # None: the default
