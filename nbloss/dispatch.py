@@ -10,11 +10,9 @@ from typing import Any, ParamSpec, Protocol, cast
 from numpy.typing import ArrayLike
 
 from nbloss import problem as problems
-from nbloss.problem import Array, Pointwise, Rowwise
+from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise
 
 P = ParamSpec("P")
-
-LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what a row-wise problem writes besides its loss
 
 
 def choose(backend: str, stream: object) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import problem
-from nbloss.dispatch import GRADIENT, LOG_SOFTMAX, choose, loss, solve
-from nbloss.problem import Array, Pointwise, Reduction, Rowwise
+from nbloss.dispatch import choose, loss, solve
+from nbloss.problem import GRADIENT, LOG_SOFTMAX, Array, Pointwise, Reduction, Rowwise
 
 Backend = str
 

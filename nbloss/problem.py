@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Reduction = Literal["none", "mean", "sum"]
 
+LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what a problem writes; softmax is the gradient without a target
+
 
 @dataclass(slots=True)
 class Pointwise:

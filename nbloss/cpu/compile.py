@@ -39,6 +39,9 @@ def array_type(dtype: str, ndim: int, writable: bool = False) -> types.Array:
     return types.Array(numba.from_dtype(np.dtype(dtype)), ndim, "A", readonly=not writable)
 
 
+LIKE = {"f": np.float32(0), "d": np.float64(0)}  # a scalar of the type that a kernel computes in
+
+
 def compute_type(stored: str) -> types.Float:
     """What is computed with: float64 for float64, else float32 (half precision lies in 16-bit integers)."""
     return types.float64 if stored == "d" else types.float32

@@ -6,7 +6,7 @@ from numba.core import types
 
 from nbloss import formulas
 from nbloss.cpu import simd, vecmath
-from nbloss.cpu.compile import Kernel, array_type, compute_type
+from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
 from nbloss.cpu.launch import launch
 from nbloss.cpu.simd import (
     add_wide,
@@ -158,7 +158,7 @@ def run(
 ) -> Array:
     """Run one loss over (outer, inner) operands: (sum of weighted losses, inputs outside the domain)."""
     outer, inner = x.shape
-    like = weight.dtype.type(0)
+    like = LIKE[weight.dtype.char]
     args = (x, t, weight, pos_weight, upstream, gradient, loss, want, like)
     units = outer * -(-inner // SEGMENT)
     return launch(KERNELS[name], (x.dtype.char, t.dtype.char), args, units, min(inner, SEGMENT))

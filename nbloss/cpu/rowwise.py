@@ -13,7 +13,7 @@ from numba.core import types
 
 from nbloss import formulas
 from nbloss.cpu import vecmath
-from nbloss.cpu.compile import Kernel, array_type, compute_type
+from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
 from nbloss.cpu.launch import launch
 from nbloss.cpu.simd import (
     VECTOR_BYTES,
@@ -45,10 +45,9 @@ from nbloss.cpu.simd import (
     write_from,
 )
 from nbloss.cpu.vecmath import exp_difference, exp_flush, log1p
-from nbloss.problem import Array
+from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array
 
 NO_TARGET, CLASS_INDEX, PROBABILITIES = 0, 1, 2  # kind of target
-LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what is written; softmax is the gradient without a target
 
 NEG_INF = -np.inf
 SHORT = 8  # chunks of a row that is short
@@ -543,9 +542,6 @@ KERNELS = {
 }
 
 
-LIKE = {"f": np.float32(0), "d": np.float64(0)}  # a scalar of the type that a kernel computes in
-
-
 def run(
     along: bool,
     normalized: bool,
@@ -585,7 +581,7 @@ def run(
 
 
 def _scan_driver(labels, weight, classes, ignore):
-    """(labels out of range, labels that count, sum of their weights)."""
+    """(labels out of range, weight of the labels that count)."""
     bad = 0
     kept = 0
     for i in range(labels.shape[0]):
@@ -599,7 +595,7 @@ def _scan_driver(labels, weight, classes, ignore):
             label = np.int64(labels[i])
             if label != ignore:
                 weight_sum += weight[label]
-    return bad, kept, weight_sum
+    return bad, weight_sum
 
 
 SCAN = Kernel(
@@ -614,10 +610,8 @@ SCAN = Kernel(
 )
 
 
-def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[int, int, float]:
-    """What must be known of the labels before anything is written: (out of range, that count, their weight)."""
+def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[int, float]:
+    """What must be known of the labels before anything is written: (how many are out of range, weight of the rest)."""
     flat = np.ascontiguousarray(labels).reshape(-1)
-    found: tuple[int, int, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(
-        flat, weight, classes, ignore
-    )
+    found: tuple[int, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(flat, weight, classes, ignore)
     return found

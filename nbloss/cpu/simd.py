@@ -517,7 +517,7 @@ def _(context, builder, sig, args):
     pointer = _pointer(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored)
     mask_sig = signature(Mask(vec.lanes), sig.args[2], vec)
     mask = _lane_mask("<")(context, builder, mask_sig, [args[2], None])
-    raw = _masked(builder, "load", stored, [pointer, mask, _const(stored, None)], stored)
+    raw = _masked(builder, "load", stored, [pointer, mask], stored)
     value = _decode(builder, sig.args[0].dtype, raw, vt)
     return builder.select(mask, value, _broadcast(context, builder, args[3], sig.args[3], vec))
 
@@ -526,8 +526,7 @@ def _masked(builder, kind, stored, args, ret):
     """llvm.masked.load / llvm.masked.store of any alignment."""
     suffix = f"v{stored.count}" + {"float": "f32", "double": "f64", "i16": "i16"}[str(stored.element)]
     if kind == "load":
-        pointer, mask, _ = args
-        args = [pointer, mask, ir.Constant(stored, ir.Undefined)]
+        args = [*args, ir.Constant(stored, ir.Undefined)]
     name = f"llvm.masked.{kind}.{suffix}.p0"
     fn = builder.module.globals.get(name)
     if fn is None:
@@ -778,7 +777,7 @@ def _(context, builder, sig, args):
     for r in range(block.vt.count):
         r = ir.Constant(i64, r)
         pointer = block.row(builder.select(builder.icmp_signed("<", r, last), r, last))
-        raw = _masked(builder, "load", block.stored, [pointer, block.mask, None], block.stored)
+        raw = _masked(builder, "load", block.stored, [pointer, block.mask], block.stored)
         vectors.append(_decode(builder, sig.args[2].dtype, raw, block.vt))
     for c, vector in enumerate(_transpose(builder, vectors)):
         with builder.if_then(builder.icmp_signed("<", ir.Constant(i64, c), block.classes)):

@@ -14,8 +14,8 @@ from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
 from nbloss.cpu.pointwise import GRADIENT, VALUE
-from nbloss.cpu.rowwise import CLASS_INDEX, LOSS_ONLY, NO_TARGET, PROBABILITIES
-from nbloss.problem import FLOAT32, FLOAT64, Array, Pointwise, Rowwise, compute_dtype, divided
+from nbloss.cpu.rowwise import CLASS_INDEX, NO_TARGET, PROBABILITIES
+from nbloss.problem import FLOAT32, FLOAT64, LOSS_ONLY, Array, Pointwise, Rowwise, compute_dtype, divided
 
 _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
@@ -116,9 +116,8 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
         count = 1.0
     loss = None
     if value and problem.reduction == "none":
-        loss = np.full(
-            problem.shape, -np.inf if kind == NO_TARGET else 0.0, dtype
-        )  # the values of rows without classes
+        empty_row = -np.inf if kind == NO_TARGET else 0.0  # the value of a row without classes
+        loss = np.full(problem.shape, empty_row, dtype)
     total = 0.0
     if x.size:
         scale = layout.same(np.array(divided(float(factor), count)), problem.shape) if factor.ndim == 0 else factor
@@ -169,7 +168,7 @@ def _checked_labels(problem: Rowwise, weight: Array, classes: int) -> float:
     """The divisor of the mean: the weight of all rows that count."""
     labels = problem.labels
     assert labels is not None
-    bad, _, weight_sum = rowwise_kernels.scan_labels(labels, weight, classes, problem.ignore_index)
+    bad, weight_sum = rowwise_kernels.scan_labels(labels, weight, classes, problem.ignore_index)
     if bad and problem.check:
         wide = labels.astype(np.int64)
         place, value = _first(labels, ((wide < 0) | (wide >= classes)) & (wide != problem.ignore_index))
