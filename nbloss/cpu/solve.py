@@ -14,7 +14,7 @@ from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
 from nbloss.cpu.pointwise import GRADIENT, VALUE
-from nbloss.cpu.rowwise import CLASS_INDEX, NO_TARGET, PROBABILITIES
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.problem import FLOAT32, FLOAT64, LOSS_ONLY, Array, Pointwise, Rowwise, compute_dtype, divided
 
 _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}

@@ -1,0 +1,334 @@
+"""Vectors to and from memory: loads and stores of any stride, aligned or not, in part, past the caches."""
+
+import llvmlite.ir as ir
+import numpy as np
+from numba.core import types
+from numba.core.typing.templates import signature
+
+from nbloss.cpu.arithmetic import (
+    FLOAT,
+    VECTOR_BYTES,
+    Mask,
+    Vec,
+    broadcast_value,
+    compiled_raw,
+    inline,
+    lane_mask,
+    lanes,
+    llvm_vector,
+    nothing,
+)
+
+
+def borrowed(a):
+    """The same array without a reference count: views of it cost no atomic operation. Its owner must outlive it."""
+    return a
+
+
+@compiled_raw(borrowed, lambda a: a)
+def _(context, builder, sig, args):
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    array.meminfo = ir.Constant(array.meminfo.type, None)
+    array.parent = ir.Constant(array.parent.type, None)
+    return array._getvalue()
+
+
+def storage(a):
+    """(LLVM type of an element, bytes of an element) of a Numba array type."""
+    if a.dtype.bitwidth == 16:
+        return ir.IntType(16), 2
+    return FLOAT[a.dtype.bitwidth], a.dtype.bitwidth // 8
+
+
+def pointer_to(context, builder, a_type, a, index, index_type, to):
+    array = context.make_array(a_type)(context, builder, a)
+    index = context.cast(builder, index, index_type, types.intp)
+    return builder.bitcast(builder.gep(array.data, [index]), to.as_pointer())
+
+
+def _wide_bits(vt):
+    return ir.VectorType(ir.IntType(32), vt.count)
+
+
+def _const(vt, value):
+    return ir.Constant(vt, [value] * vt.count)
+
+
+def decode(builder, dtype, raw, vt):
+    if dtype == types.uint16:  # float16
+        half = builder.bitcast(raw, ir.VectorType(ir.HalfType(), vt.count))
+        return builder.fpext(half, vt)
+    if dtype == types.int16:  # bfloat16: the upper half of a float32
+        it = _wide_bits(vt)
+        return builder.bitcast(builder.shl(builder.zext(raw, it), _const(it, 16)), vt)
+    return raw
+
+
+def encode(builder, dtype, value):
+    vt = value.type
+    if dtype == types.uint16:
+        half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), vt.count))
+        return builder.bitcast(half, ir.VectorType(ir.IntType(16), vt.count))
+    if dtype == types.int16:
+        it = _wide_bits(vt)
+        bits = builder.bitcast(value, it)
+        odd = builder.and_(builder.lshr(bits, _const(it, 16)), _const(it, 1))
+        rounded = builder.add(builder.add(bits, _const(it, 0x7FFF)), odd)
+        quiet = builder.or_(bits, _const(it, 0x400000))
+        bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+        return builder.trunc(builder.lshr(bits, _const(it, 16)), ir.VectorType(ir.IntType(16), vt.count))
+    return value
+
+
+def decoded(raw):
+    """Stored values as floats (NumPy meaning of what `load` does)."""
+    if raw.dtype == np.uint16:
+        return raw.view(np.float16).astype(np.float32)
+    if raw.dtype == np.int16:
+        return (raw.astype(np.int32) << 16).view(np.float32)
+    return raw.copy()
+
+
+def encoded(value, dtype):
+    """Floats as they are stored (NumPy meaning of what `store` does)."""
+    if dtype == np.uint16:
+        return value.astype(np.float16).view(np.uint16)
+    if dtype == np.int16:
+        bits = value.view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(value), (bits | 0x400000) >> 16, rounded).astype(np.uint16).view(np.int16)
+    return value
+
+
+def load(a, i, like):
+    """A vector of like's type from the unit-stride array `a` at i; any alignment."""
+    return decoded(np.asarray(a[i : i + lanes(like)]))
+
+
+@compiled_raw(load, lambda a, i, like: Vec(like))
+def _(context, builder, sig, args):
+    vt = llvm_vector(sig.return_type)
+    element, _ = storage(sig.args[0])
+    stored = ir.VectorType(element, vt.count)
+    raw = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored))
+    raw.align = 1
+    return decode(builder, sig.args[0].dtype, raw, vt)
+
+
+def prefetch(a, i):
+    """Bring the cache line of a[i] near; i may lie outside the array."""
+
+
+@compiled_raw(prefetch, nothing)
+def _(context, builder, sig, args):
+    i8 = ir.IntType(8)
+    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], i8)
+    i32 = ir.IntType(32)
+    fn = builder.module.globals.get("llvm.prefetch.p0")
+    if fn is None:
+        fn = ir.Function(
+            builder.module, ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32]), "llvm.prefetch.p0"
+        )
+    builder.call(fn, [pointer, *(ir.Constant(i32, k) for k in (0, 3, 1))])  # to read, to keep, data
+    return context.get_dummy_value()
+
+
+def load_first(a, i, count, fill, like):
+    """As `load`, but only the first `count` lanes are read; `fill` stands in the others."""
+    out = np.full(lanes(like), fill, type(like))
+    out[:count] = decoded(np.asarray(a[i : i + count]))
+    return out
+
+
+@compiled_raw(load_first, lambda a, i, count, fill, like: Vec(like))
+def _(context, builder, sig, args):
+    vec = sig.return_type
+    vt = llvm_vector(vec)
+    element, _ = storage(sig.args[0])
+    stored = ir.VectorType(element, vt.count)
+    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored)
+    mask_sig = signature(Mask(vec.lanes), sig.args[2], vec)
+    mask = lane_mask("<")(context, builder, mask_sig, [args[2], None])
+    raw = masked(builder, "load", stored, [pointer, mask], stored)
+    value = decode(builder, sig.args[0].dtype, raw, vt)
+    return builder.select(mask, value, broadcast_value(context, builder, args[3], sig.args[3], vec))
+
+
+def masked(builder, kind, stored, args, ret):
+    """llvm.masked.load / llvm.masked.store of any alignment."""
+    suffix = f"v{stored.count}" + {"float": "f32", "double": "f64", "i16": "i16"}[str(stored.element)]
+    if kind == "load":
+        args = [*args, ir.Constant(stored, ir.Undefined)]
+    name = f"llvm.masked.{kind}.{suffix}.p0"
+    fn = builder.module.globals.get(name)
+    if fn is None:
+        fn = ir.Function(builder.module, ir.FunctionType(ret, [a.type for a in args]), name)
+    return builder.call(fn, args)
+
+
+def gather(a, i, count, like):
+    """a[i], a[i + 1], …, of any stride; lanes from `count` on repeat the last one read."""
+    return decoded(np.asarray(a[np.minimum(np.arange(i, i + lanes(like)), i + count - 1)]))
+
+
+@compiled_raw(gather, lambda a, i, count, like: Vec(like))
+def _(context, builder, sig, args):
+    vt = llvm_vector(sig.return_type)
+    element, _ = storage(sig.args[0])
+    raw = ir.Constant(ir.VectorType(element, vt.count), ir.Undefined)
+    last = builder.sub(context.cast(builder, args[2], sig.args[2], types.intp), ir.Constant(ir.IntType(64), 1))
+    for k in range(vt.count):
+        k = ir.Constant(ir.IntType(64), k)
+        clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
+        item = builder.load(_strided_pointer(context, builder, sig, args, clipped))
+        item.align = 1
+        raw = builder.insert_element(raw, item, builder.trunc(k, ir.IntType(32)))
+    return decode(builder, sig.args[0].dtype, raw, vt)
+
+
+def _strided_pointer(context, builder, sig, args, k):
+    """Address of element args[1] + k of the strided array args[0]."""
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    i = builder.add(context.cast(builder, args[1], sig.args[1], types.intp), k)
+    offset = builder.mul(i, builder.extract_value(array.strides, 0))
+    base = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+    return builder.bitcast(builder.gep(base, [offset]), storage(sig.args[0])[0].as_pointer())
+
+
+def scatter(a, i, count, value):
+    """Store the first `count` lanes into a[i], a[i + 1], …, of any stride."""
+    a[i : i + count] = encoded(value, a.dtype)[:count]
+
+
+@compiled_raw(scatter, nothing)
+def _(context, builder, sig, args):
+    value = encode(builder, sig.args[0].dtype, args[3])
+    last = builder.sub(context.cast(builder, args[2], sig.args[2], types.intp), ir.Constant(ir.IntType(64), 1))
+    # Downwards: lanes past `count` land on the last element before its own value does.
+    for k in reversed(range(value.type.count)):
+        k = ir.Constant(ir.IntType(64), k)
+        clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
+        item = builder.extract_element(value, builder.trunc(k, ir.IntType(32)))
+        builder.store(item, _strided_pointer(context, builder, sig, args, clipped)).align = 1
+    return context.get_dummy_value()
+
+
+def store(a, i, value):
+    """Store a vector into the unit-stride array `a` at i; any alignment."""
+    a[i : i + len(value)] = encoded(value, a.dtype)
+
+
+@compiled_raw(store, nothing)
+def _(context, builder, sig, args):
+    _emit_store(context, builder, sig, args, align=1)
+    return context.get_dummy_value()
+
+
+def _emit_store(context, builder, sig, args, align):
+    value = encode(builder, sig.args[0].dtype, args[2])
+    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], value.type)
+    instruction = builder.store(value, pointer)
+    instruction.align = align
+    return instruction
+
+
+def stream(a, i, value):
+    """As `store`, past the caches; a[i] is aligned to the vector's stored size (see `aligned_at`)."""
+    store(a, i, value)
+
+
+@compiled_raw(stream, nothing)
+def _(context, builder, sig, args):
+    size = storage(sig.args[0])[1] * sig.args[2].lanes
+    instruction = _emit_store(context, builder, sig, args, align=size)
+    one = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+    instruction.set_metadata("nontemporal", one)
+    return context.get_dummy_value()
+
+
+def store_first(a, i, count, value):
+    """Store the first `count` lanes."""
+    a[i : i + count] = encoded(value, a.dtype)[:count]
+
+
+@compiled_raw(store_first, nothing)
+def _(context, builder, sig, args):
+    value = encode(builder, sig.args[0].dtype, args[3])
+    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], value.type)
+    mask_sig = signature(Mask(sig.args[3].lanes), sig.args[2], sig.args[3])
+    mask = lane_mask("<")(context, builder, mask_sig, [args[2], None])
+    masked(builder, "store", value.type, [value, pointer, mask], ir.VoidType())
+    return context.get_dummy_value()
+
+
+@inline
+def take(a, i, count, fill, like):
+    """The first `count` lanes at i of a unit-stride array, `fill` in the others."""
+    if count == lanes(like):
+        return load(a, i, like)
+    return load_first(a, i, count, fill, like)
+
+
+@inline
+def put(a, i, count, value, like):
+    """Store the first `count` lanes into a unit-stride array."""
+    if count == lanes(like):
+        store(a, i, value)
+    else:
+        store_first(a, i, count, value)
+
+
+@inline
+def read(a, i, count, fill, like):
+    """As `take`, for any stride; the lanes past `count` hold `fill` or the last one read."""
+    return take(a, i, count, fill, like) if a.strides[0] == a.itemsize else gather(a, i, count, like)
+
+
+@inline
+def write(a, i, count, value, like):
+    """As `put`, for any stride."""
+    if a.strides[0] == a.itemsize:
+        put(a, i, count, value, like)
+    else:
+        scatter(a, i, count, value)
+
+
+@inline
+def write_from(values, at, out, start, stop, past, like):
+    """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
+    step = lanes(like)
+    aligned = stop
+    if past and out.strides[0] == out.itemsize:
+        first_aligned = aligned_at(out, like)
+        if first_aligned >= 0:
+            aligned = start + (first_aligned - start) % step
+    i = start
+    while i < stop:
+        count = min(step, stop - i)
+        if i < aligned:
+            count = min(count, aligned - i)
+        value = take(values, at + i - start, count, 0.0, like)
+        if i >= aligned and count == step:
+            stream(out, i, value)
+        else:
+            write(out, i, count, value, like)
+        i += count
+
+
+def aligned_at(a, like):
+    """First index of `a` (unit stride) at which a vector of like's type may be streamed; -1 where none is."""
+    size = a.itemsize * lanes(like)
+    gap = -a.ctypes.data % size
+    return gap // a.itemsize if gap % a.itemsize == 0 else -1
+
+
+@compiled_raw(aligned_at, lambda a, like: types.intp)
+def _(context, builder, sig, args):
+    i64 = ir.IntType(64)
+    item = storage(sig.args[0])[1]
+    size = item * (VECTOR_BYTES * 8 // sig.args[1].bitwidth)
+    data = context.make_array(sig.args[0])(context, builder, args[0]).data
+    gap = builder.and_(builder.neg(builder.ptrtoint(data, i64)), ir.Constant(i64, size - 1))
+    ragged = builder.and_(gap, ir.Constant(i64, item - 1))
+    fits = builder.icmp_signed("==", ragged, ir.Constant(i64, 0))
+    return builder.select(fits, builder.lshr(gap, ir.Constant(i64, item.bit_length() - 1)), ir.Constant(i64, -1))

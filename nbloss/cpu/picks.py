@@ -1,0 +1,31 @@
+"""Log-probabilities given: no sum over the classes."""
+
+import numpy as np
+
+from nbloss.cpu.simd import broadcast, gather, inline, lane, scatter
+from nbloss.cpu.targets import mass_gap
+from nbloss.problem import GRADIENT
+
+
+@inline
+def picks(operands, mode, unit, like, scratch):
+    """One row of the negative log-likelihood; the gradient is written into an array of zeros."""
+    x, t, _, weight, upstream, out, loss = operands
+    _, form, _, ignore, _, _ = mode
+    i = unit // x.shape[2]
+    k = unit - i * x.shape[2]
+    label = np.int64(t[i, k])
+    value = type(like)(0)
+    if label < 0 or label >= x.shape[1]:
+        if label != ignore:
+            value = type(like)(np.nan)
+    elif label != ignore:
+        w_t = weight[label] if weight.shape[0] else type(like)(1)
+        if form == GRADIENT:
+            scatter(out[i, :, k], label, 1, broadcast(-w_t * upstream[i, k], like))
+        else:
+            x_t = gather(x[i, :, k], label, 1, like)
+            value = lane(mass_gap(broadcast(w_t, like), 0.0, x_t), 0)
+    if loss.shape[1]:
+        loss[i, k] = value
+    return np.float64(value)

@@ -1,0 +1,104 @@
+"""Blocks of rows whose classes lie side by side, transposed in registers on their way to a tile and back."""
+
+import llvmlite.ir as ir
+import numpy as np
+from numba.core.typing.templates import signature
+
+from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, lane_mask, lanes, llvm_vector, nothing
+from nbloss.cpu.memory import decode, decoded, encode, encoded, masked, pointer_to, storage
+
+
+def load_transposed(tile, at, x, j, k, classes, rows, like):
+    """tile[at + c·lanes + r] = x[j + c, k + r]: a block whose classes lie side by side in memory, with one vector for
+    each class in the tile. Only `classes` by `rows` of them are read; rows past the last repeat it."""
+    n = lanes(like)
+    block = np.zeros((n, n), type(like))
+    for r in range(n):
+        block[:classes, r] = decoded(np.asarray(x[j : j + classes, k + min(r, rows - 1)]))
+    tile[at : at + n * classes] = block[:classes].reshape(-1)
+
+
+def store_transposed(tile, at, x, j, k, classes, rows, like):
+    """The way back: x[j + c, k + r] = tile[at + c·lanes + r]."""
+    n = lanes(like)
+    block = tile[at : at + n * classes].reshape(classes, n)
+    for r in range(rows):
+        x[j : j + classes, k + r] = encoded(np.ascontiguousarray(block[:, r]), x.dtype)
+
+
+def _transpose(builder, vectors):
+    """Swap blocks of half the size, a quarter, … between vectors: log2(n) shuffles each."""
+    n = len(vectors)
+    i32 = ir.IntType(32)
+    size = n // 2
+    while size:
+        low = [lane if not lane & size else lane - size + n for lane in range(n)]
+        high = [lane + size if not lane & size else lane + n for lane in range(n)]
+        for i in range(n):
+            if not i & size:
+                a, b = vectors[i], vectors[i + size]
+                for index, lanes_of in ((i, low), (i + size, high)):
+                    mask = ir.Constant(ir.VectorType(i32, n), lanes_of)
+                    vectors[index] = builder.shuffle_vector(a, b, mask)
+        size //= 2
+    return vectors
+
+
+class _Block:
+    """Addresses and masks of a block of rows for the two primitives above."""
+
+    def __init__(self, context, builder, sig, args):
+        self.context, self.builder, self.sig = context, builder, sig
+        self.tile, self.at, self.x, self.j, self.k, self.classes, self.rows, _ = args
+        self.vec = Vec(sig.args[7])
+        self.vt = llvm_vector(self.vec)
+        self.element, self.size = storage(sig.args[2])
+        self.stored = ir.VectorType(self.element, self.vt.count)
+        self.array = context.make_array(sig.args[2])(context, builder, self.x)
+        like_count = signature(Mask(self.vec.lanes), sig.args[5], self.vec)
+        self.mask = lane_mask("<")(context, builder, like_count, [self.classes, None])
+
+    def row(self, r):
+        """Address of x[j, k + r]."""
+        b, strides = self.builder, self.array.strides
+        offset = b.add(b.mul(self.j, b.extract_value(strides, 0)), b.mul(b.add(self.k, r), b.extract_value(strides, 1)))
+        data = b.bitcast(self.array.data, ir.IntType(8).as_pointer())
+        return b.bitcast(b.gep(data, [offset]), self.stored.as_pointer())
+
+    def column(self, c):
+        """Address of the tile's vector of class c."""
+        index = self.builder.add(self.at, ir.Constant(ir.IntType(64), c * self.vt.count))
+        return pointer_to(self.context, self.builder, self.sig.args[0], self.tile, index, self.sig.args[1], self.vt)
+
+
+@compiled_raw(load_transposed, nothing)
+def _(context, builder, sig, args):
+    block = _Block(context, builder, sig, args)
+    i64 = ir.IntType(64)
+    last = builder.sub(block.rows, ir.Constant(i64, 1))
+    vectors = []
+    for r in range(block.vt.count):
+        r = ir.Constant(i64, r)
+        pointer = block.row(builder.select(builder.icmp_signed("<", r, last), r, last))
+        raw = masked(builder, "load", block.stored, [pointer, block.mask], block.stored)
+        vectors.append(decode(builder, sig.args[2].dtype, raw, block.vt))
+    for c, vector in enumerate(_transpose(builder, vectors)):
+        with builder.if_then(builder.icmp_signed("<", ir.Constant(i64, c), block.classes)):
+            builder.store(vector, block.column(c)).align = 4
+    return context.get_dummy_value()
+
+
+@compiled_raw(store_transposed, nothing)
+def _(context, builder, sig, args):
+    block = _Block(context, builder, sig, args)
+    i64 = ir.IntType(64)
+    vectors = []
+    for c in range(block.vt.count):  # the vectors of classes past the last are never stored
+        vector = builder.load(block.column(c))
+        vector.align = 4
+        vectors.append(vector)
+    for r, vector in enumerate(_transpose(builder, vectors)):
+        with builder.if_then(builder.icmp_signed("<", ir.Constant(i64, r), block.rows)):
+            value = encode(builder, sig.args[2].dtype, vector)
+            masked(builder, "store", value.type, [value, block.row(ir.Constant(i64, r)), block.mask], ir.VoidType())
+    return context.get_dummy_value()
