@@ -5,15 +5,12 @@ import struct
 
 import llvmlite.ir as ir
 import numpy as np
-from numba import njit
 from numba.core import types
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, register_model
 
 VECTOR_BYTES = 64
-
-inline = njit(error_model="numpy", forceinline=True)
 
 
 class Vec(types.Type):

@@ -12,12 +12,12 @@ from nbloss.cpu.arithmetic import (
     Vec,
     broadcast_value,
     compiled_raw,
-    inline,
     lane_mask,
     lanes,
     llvm_vector,
     nothing,
 )
+from nbloss.cpu.parts import inline
 
 
 def borrowed(a):
