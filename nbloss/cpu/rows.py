@@ -10,12 +10,14 @@ from nbloss.cpu.simd import (
     aligned_at,
     broadcast,
     first,
+    fma,
     gather,
     inline,
     lane,
     lanes,
     largest,
     load,
+    load_first,
     maximum,
     only,
     prefetch,
@@ -69,11 +71,17 @@ def _sum_around_maximum(x, start, stop, ahead, m, like):
     step = lanes(like)
     even = broadcast(0.0, like)
     odd = ties = even
-    for j in range(start, stop, step):
-        d = take(x, j, min(step, stop - j), NEG_INF, like) - m
+    whole = start + (stop - start) // step * step
+    for j in range(start, whole, step):
+        d = load(x, j, like) - m
         prefetch(x, j + ahead)
         top = d == 0.0
-        even, odd = odd, even + where(top, 0.0, exp_flush(d))
+        even, odd = odd, where(top, even, even + exp_flush(d))
+        ties = where(top, ties + 1.0, ties)
+    if whole < stop:
+        d = load_first(x, whole, stop - whole, NEG_INF, like) - m
+        top = d == 0.0
+        even = where(top, even, even + exp_flush(d))
         ties = where(top, ties + 1.0, ties)
     return even + odd, ties
 
@@ -176,57 +184,64 @@ def _mass_at(q, weight, mode, j, count, like):
 
 
 @inline
-def _dense_mass(x, q, weight, mode, m, like):
-    """(sum_j q_j (m - x_j), sum_j q_j) over the dense part of a row's target mass."""
+def dense_mass(q, weight, mode, classes, like):
+    """sum_j q_j over the dense part of a row's target mass."""
+    mass = broadcast(0.0, np.float64(0.0))
+    for j in range(0, classes, lanes(like)):
+        mass = add_wide(mass, _mass_at(q, weight, mode, j, min(lanes(like), classes - j), like))
+    return total(mass)
+
+
+@inline
+def _dense_gap(x, q, weight, mode, m, like):
+    """(sum_j q_j (m - x_j), sum_j q_j) over the dense part; the latter for probabilities only."""
+    n, step = x.shape[0], lanes(like)
     gap = broadcast(0.0, np.float64(0.0))
     mass = gap
-    n = x.shape[0]
-    for j in range(0, n, lanes(like)):
-        count = min(lanes(like), n - j)
-        mass_j = _mass_at(q, weight, mode, j, count, like)
-        gap = add_wide(gap, mass_gap(mass_j, m, take(x, j, count, 0.0, like)))
-        mass = add_wide(mass, mass_j)
+    for start in range(0, n, 8 * step):  # to widen one vector of eight is a third faster, and costs half an ulp
+        stop = min(start + 8 * step, n)
+        whole = start + (stop - start) // step * step
+        narrow_gap = broadcast(0.0, like)
+        narrow_mass = narrow_gap
+        for j in range(start, whole, step):
+            mass_j = _mass_at(q, weight, mode, j, step, like)
+            narrow_gap = narrow_gap + mass_gap(mass_j, m, load(x, j, like))
+            narrow_mass = narrow_mass + mass_j
+        if whole < stop:
+            mass_j = _mass_at(q, weight, mode, whole, stop - whole, like)
+            narrow_gap = narrow_gap + mass_gap(mass_j, m, load_first(x, whole, stop - whole, 0.0, like))
+            narrow_mass = narrow_mass + mass_j
+        gap = add_wide(gap, narrow_gap)
+        mass = add_wide(mass, narrow_mass)
     return total(gap), total(mass)
 
 
 @inline
 def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like):
     """scale (a p - q), or the log-softmax, of one row."""
-    kind, form, past, _, _, uniform = mode
+    _, _, past, _, _, _ = mode
     n = x.shape[0]
     step = lanes(like)
-    log_norm = log1p(r)
-    slope = scale * a / (1.0 + r)
-    confident = lane(r, 0) < CONFIDENT
-    plain = form == GRADIENT and kind != PROBABILITIES and uniform == 0.0 and not confident
-    aligned = aligned_at(out, like) if past else n
+    numbers = (m, r, scale, a, scale * a / (1.0 + r), log1p(r), lane(r, 0) < CONFIDENT)
+    aligned = aligned_at(out, like) if past else 0
     if aligned < 0:
         aligned = n
     j = 0
     while j < n:
-        if plain and (not past or j >= aligned):
+        if j >= aligned or not past:
             stop = j + (n - j) // step * step
             if j <= target < stop:
                 stop = j + (target - j) // step * step
-            _write_softmax(x, out, m, slope, j, stop, past, like)
+            _write_vectors(x, q, weight, out, mode, numbers, j, stop, like)
             j = stop
             if j == n:
                 break
         count = min(step, n - j)
         if j < aligned:
             count = min(count, aligned - j)
-        v = take(x, j, count, 0.0, like)
-        if form == LOG_SOFTMAX:
-            y = (v - m) - log_norm
-        else:
-            e = exp_difference(v, m) if confident else exp_flush(v - m)
-            y = slope * e
-            if kind == PROBABILITIES:
-                y = scale * dense_gradient(e, _mass_at(q, weight, mode, j, count, like), a, r)
-            elif uniform != 0.0:
-                y = y - scale * _mass_at(q, weight, mode, j, count, like)
-            y = where(only(target - j, y), at_target, y)
-        if j >= aligned and count == step:
+        y = _result_at(x, q, weight, mode, numbers, j, count, like)
+        y = where(only(target - j, y), at_target, y)
+        if past and j >= aligned and count == step:
             stream(out, j, y)
         else:
             put(out, j, count, y, like)
@@ -234,14 +249,42 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
 
 
 @inline
-def _write_softmax(x, out, m, slope, start, stop, past, like):
-    """slope exp(x - m) over whole vectors."""
-    if past:
-        for j in range(start, stop, lanes(like)):
-            stream(out, j, slope * exp_flush(load(x, j, like) - m))
+def _result_at(x, q, weight, mode, numbers, j, count, like):
+    """What belongs at j, … of a row, but for the mass on its target."""
+    kind, form, _, _, _, uniform = mode
+    m, r, scale, a, slope, log_norm, confident = numbers
+    v = take(x, j, count, 0.0, like)
+    if form == LOG_SOFTMAX:
+        return (v - m) - log_norm
+    e = exp_difference(v, m) if confident else exp_flush(v - m)
+    if kind == PROBABILITIES:
+        return scale * dense_gradient(e, _mass_at(q, weight, mode, j, count, like), a, r)
+    if uniform != 0.0:
+        return slope * e - scale * _mass_at(q, weight, mode, j, count, like)
+    return slope * e
+
+
+@inline
+def _write_vectors(x, q, weight, out, mode, numbers, start, stop, like):
+    """As many whole vectors of a row's result."""
+    kind, form, past, _, _, uniform = mode
+    m, _, scale, _, slope, _, confident = numbers
+    step = lanes(like)
+    if form == GRADIENT and kind != PROBABILITIES and not confident and (uniform == 0.0 or weight.shape[0] == 0):
+        shift = scale * -uniform if uniform != 0.0 else broadcast(-0.0, like)
+        if past:
+            for j in range(start, stop, step):
+                stream(out, j, fma(slope, exp_flush(load(x, j, like) - m), shift))
+        else:
+            for j in range(start, stop, step):
+                store(out, j, fma(slope, exp_flush(load(x, j, like) - m), shift))
     else:
-        for j in range(start, stop, lanes(like)):
-            store(out, j, slope * exp_flush(load(x, j, like) - m))
+        for j in range(start, stop, step):
+            y = _result_at(x, q, weight, mode, numbers, j, step, like)
+            if past:
+                stream(out, j, y)
+            else:
+                store(out, j, y)
 
 
 @inline
@@ -256,6 +299,7 @@ def _row(operands, mode, unit, like, scratch):
     """One row: writes what is asked for, and returns its loss."""
     x, t, q, weight, upstream, out, _ = operands
     kind, form, _, ignore, share, uniform = mode
+    row_mass = scratch[4]
     row = x[unit, :, 0]
     target = np.int64(-1)
     w_t = type(like)(1)
@@ -273,9 +317,11 @@ def _row(operands, mode, unit, like, scratch):
         kept = share * w_t
     top, r = _row_statistics(row, like)
     m = broadcast(top, like)
-    gap = mass = 0.0
+    gap, mass = 0.0, row_mass
     if kind == PROBABILITIES or uniform != 0.0:
-        gap, mass = _dense_mass(row, q[unit, :, 0], weight, mode, m, like)
+        gap, own_mass = _dense_gap(row, q[unit, :, 0], weight, mode, m, like)
+        if kind == PROBABILITIES:
+            mass = own_mass
     if form != LOSS_ONLY:
         rest = broadcast(r, like)
         scale = broadcast(upstream[unit, 0], like)

@@ -12,8 +12,9 @@ from numba.core import types
 from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
 from nbloss.cpu.launch import launch
 from nbloss.cpu.picks import picks
-from nbloss.cpu.rows import rows
+from nbloss.cpu.rows import dense_mass, rows
 from nbloss.cpu.simd import VECTOR_BYTES, borrowed, lanes
+from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import ROW_FACTS, tiles
 from nbloss.problem import Array
 
@@ -30,6 +31,9 @@ def _driver(chunk):
         units, step, first_block, stop_block, part,
     ):  # fmt: skip
         mode = (kind, form, past, ignore, share, uniform)
+        mass = 0.0
+        if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
+            mass = dense_mass(weight, weight, mode, x.shape[1], like)
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
@@ -37,7 +41,7 @@ def _driver(chunk):
             tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like) if width else 0, weight.dtype)
             facts = np.zeros(ROW_FACTS * lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
-            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width)
+            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, mass)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)

@@ -81,7 +81,7 @@ def tiles(operands, mode, unit, like, scratch):
     """A tile of `width` vectors of rows: writes what is asked for, and returns the sum of their losses."""
     x, _, _, _, _, out, _ = operands
     _, form, past, _, _, _ = mode
-    tile, _, _, width = scratch
+    tile, _, _, width, _ = scratch
     classes = x.shape[1]
     step = lanes(like)
     lead = width * step  # the tile is (classes, width, lanes)
@@ -114,7 +114,7 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
     """One vector of rows: its classes lie at tile[at], tile[at + lead], …, where the result is left."""
     x, _, q, weight, _, _, loss = operands
     kind, form, _, _, _, uniform = mode
-    tile, facts, labels, _ = scratch
+    tile, facts, labels, _, _ = scratch
     classes = x.shape[1]
     zero = broadcast(0.0, like)
 
