@@ -34,8 +34,7 @@ def solve(
     grad_output: ArrayLike | None = None,
 ) -> tuple[Any, Array | None]:
     """(the loss if `value`, the array that `form` asks for): nothing is computed before all arguments are checked."""
-    from nbloss.cpu import solve as cpu  # Numba is imported here, at the first computation
-
+    cpu = _cpu()
     factor = problems.upstream(problem, grad_output)
     written: Array | None = None
     in_place = False
@@ -44,6 +43,14 @@ def solve(
     if isinstance(problem, Pointwise):
         return cpu.pointwise(problem, value, written, in_place, factor), written
     return cpu.rowwise(problem, value, form, written, factor), written
+
+
+@functools.cache
+def _cpu() -> Any:
+    """The CPU backend. Numba is imported here, at the first computation."""
+    from nbloss.cpu import solve as cpu
+
+    return cpu
 
 
 # --- losses ---------------------------------------------------------------------------------------------------

@@ -335,8 +335,9 @@ def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None
         raise ValueError("out must be writable, got a read-only array")
     if not out.flags.c_contiguous and any(n > 1 and step == 0 for n, step in zip(out.shape, out.strides)):
         raise ValueError("out must not overlap itself, got an array with a stride of 0")
-    in_place = _same_memory(out, x)
-    if not in_place and _overlap(out, x):
+    near = np.may_share_memory(out, x)
+    in_place = near and _same_memory(out, x)
+    if near and not in_place and _overlap(out, x):
         raise ValueError(_OVERLAP.format("the input"))
     if _overlap(out, grad_output):
         raise ValueError(_OVERLAP.format("grad_output"))

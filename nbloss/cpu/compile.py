@@ -89,8 +89,8 @@ def _compile(
     finally:
         if collecting:
             gc.enable()
-    dispatcher.disable_compile()
-    compiled: Callable[..., Any] = dispatcher
+    # Called past the dispatcher, which would look at the type of each argument first: they are right by design.
+    compiled: Callable[..., Any] = dispatcher.overloads[tuple(argument_types)].entry_point
     return compiled
 
 

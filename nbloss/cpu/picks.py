@@ -22,7 +22,8 @@ def picks(operands, mode, unit, like, scratch):
     elif label != ignore:
         w_t = weight[label] if weight.shape[0] else type(like)(1)
         if form == GRADIENT:
-            scatter(out[i, :, k], label, 1, broadcast(-w_t * upstream[i, k], like))
+            scale = upstream[i, k] if upstream.shape[0] else scratch[5]
+            scatter(out[i, :, k], label, 1, broadcast(-w_t * scale, like))
         else:
             x_t = gather(x[i, :, k], label, 1, like)
             value = lane(mass_gap(broadcast(w_t, like), 0.0, x_t), 0)

@@ -299,7 +299,7 @@ def _row(operands, mode, unit, like, scratch):
     """One row: writes what is asked for, and returns its loss."""
     x, t, q, weight, upstream, out, _ = operands
     kind, form, _, ignore, share, uniform = mode
-    row_mass = scratch[4]
+    row_mass, factor = scratch[4:]
     row = x[unit, :, 0]
     target = np.int64(-1)
     w_t = type(like)(1)
@@ -324,7 +324,7 @@ def _row(operands, mode, unit, like, scratch):
             mass = own_mass
     if form != LOSS_ONLY:
         rest = broadcast(r, like)
-        scale = broadcast(upstream[unit, 0], like)
+        scale = broadcast(upstream[unit, 0] if upstream.shape[0] else factor, like)
         a = broadcast(kept + mass, like)
         at_target = scale * target_gradient(broadcast(x_t, like), m, rest, a, mass - uniform * w_t)
         _write_row(row, q[unit, :, 0], weight, out[unit, :, 0], mode, m, rest, scale, a, target, at_target, like)

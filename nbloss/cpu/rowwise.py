@@ -13,24 +13,31 @@ from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
 from nbloss.cpu.launch import launch
 from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import dense_mass, rows
-from nbloss.cpu.simd import VECTOR_BYTES, borrowed, lanes
+from nbloss.cpu.simd import VECTOR_BYTES, borrowed, inline, lanes
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import ROW_FACTS, tiles
 from nbloss.problem import Array
 
+UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 WIDTH = 8  # vectors of rows in a tile
 NEAR = 1 << 18  # bytes of a tile
 
 
 def _driver(chunk):
-    # x, q, out: (outer, classes, inner); t, upstream, loss: (outer, inner); weight: (classes,). Upstream is the
-    # factor of each row's gradient. Absent: q is x, weight has no element, loss no column.
+    # x, q, out: (outer, classes, inner); t, upstream, loss: (outer, inner); weight: (classes,). The gradient of a
+    # row is multiplied by its upstream, or by factor; of all rows, where mean, divided by the weight of the labels.
+    # Absent: q is x, the others have no element. found: (labels out of range, weight of the rest), for scan.
     def driver(
-        x, t, q, weight, upstream, out, loss,
-        kind, form, past, ignore, share, uniform, width, like,
+        x, t, q, weight, upstream, out, loss, found,
+        kind, form, past, ignore, share, uniform, factor, scan, mean, width, like,
         units, step, first_block, stop_block, part,
     ):  # fmt: skip
         mode = (kind, form, past, ignore, share, uniform)
+        if scan and first_block == 0:  # labels out of range must be known before anything is written
+            found[0], found[1] = _scan(t, weight, x.shape[1], ignore)
+        if scan == CHECKED and found[0] > 0:
+            stop_block = first_block
+        scale = factor / found[1] if mean else factor
         mass = 0.0
         if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
             mass = dense_mass(weight, weight, mode, x.shape[1], like)
@@ -41,7 +48,7 @@ def _driver(chunk):
             tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like) if width else 0, weight.dtype)
             facts = np.zeros(ROW_FACTS * lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
-            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, mass)
+            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, mass, scale)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
@@ -57,79 +64,100 @@ def _signature(x, t, q):
     return (
         array_type(x, 3), array_type(t, 2), array_type(q, 3),
         types.Array(compute, 1, "C", readonly=True), array_type("f8", 2),
-        array_type(x, 3, writable=True), array_type(name, 2, writable=True),
-        types.intp, types.intp, types.intp, types.int64, compute, compute, types.intp, compute,
+        array_type(x, 3, writable=True), array_type(name, 2, writable=True), types.Array(types.float64, 1, "C"),
+        types.intp, types.intp, types.intp, types.int64, compute, compute, types.float64, *[types.intp] * 3, compute,
         *[types.intp] * 4, types.Array(types.float64, 2, "C"),
     )  # fmt: skip
 
 
-KERNELS = {
-    name: Kernel(name, _driver(chunk), _signature)
-    for name, chunk in (("rows", rows), ("tiles", tiles), ("picks", picks))
-}
+ROWS, TILES, PICKS = (
+    Kernel(name, _driver(chunk), _signature) for name, chunk in (("rows", rows), ("tiles", tiles), ("picks", picks))
+)
+# Stand-ins for operands that a call does without.
+NO_LABELS = np.empty((0, 0), np.int64)
+NO_ROWS = {code: np.empty((0, 0), code) for code in "fd"}
+NO_OUT = {code: np.empty((0, 0, 0), code) for code in "fdHh"}
 
 
 def run(
     along: bool,
     normalized: bool,
     x: Array,
-    t: Array,
-    q: Array,
+    t: Array | None,
+    q: Array | None,
     weight: Array,
-    upstream: Array,
-    out: Array,
-    loss: Array,
+    upstream: Array | None,
+    out: Array | None,
+    loss: Array | None,
+    found: Array,
     kind: int,
     form: int,
     past: bool,
     ignore: int,
     smoothing: float,
+    factor: float,
+    scan: int,
+    mean: bool,
 ) -> float:
     """Run one piece of a row-wise problem; the sum of its losses."""
     outer, classes, inner = x.shape
-    like = LIKE[weight.dtype.char]
-    step = VECTOR_BYTES // weight.itemsize
-    share, uniform = 1.0 - smoothing, smoothing / classes
+    code, stored = weight.dtype.char, x.dtype.char
     if normalized:
-        kernel, units, unit_elements, width = KERNELS["picks"], outer * inner, 1, 0
+        kernel, units, unit_elements, width = PICKS, outer * inner, 1, 0
     elif along:
-        kernel, units, unit_elements, width = KERNELS["rows"], outer, classes, 0
+        kernel, units, unit_elements, width = ROWS, outer, classes, 0
     else:
         # Rows side by side in memory are done several vectors at a time, if that many fit near the core.
+        step = VECTOR_BYTES // weight.itemsize
         side_by_side = x.strides[2] == x.itemsize and inner > step and classes * WIDTH * VECTOR_BYTES <= NEAR
         width = WIDTH if side_by_side else 1
         lead = width * step
-        kernel, units, unit_elements = KERNELS["tiles"], outer * -(-inner // lead), classes * lead
-    args = (x, t, q, weight, upstream, out, loss, kind, form, past, ignore, share, uniform, width, like)
-    return float(launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), args, units, unit_elements)[0])
+        kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
+    t = NO_LABELS if t is None else t
+    q = x if q is None else q
+    args = (
+        x, t, q, weight,
+        NO_ROWS["d"] if upstream is None else upstream,
+        NO_OUT[stored] if out is None else out,
+        NO_ROWS[code] if loss is None else loss,
+        found, kind, form, past, ignore, 1.0 - smoothing, smoothing / classes, factor, scan, mean, width, LIKE[code],
+    )  # fmt: skip
+    return float(launch(kernel, (stored, t.dtype.char, q.dtype.char), args, units, unit_elements)[0])
 
 
 # --- labels -------------------------------------------------------------------------------------------------
 
 
-def _scan_driver(labels, weight, classes, ignore):
-    """(labels out of range, weight of the labels that count)."""
+@inline
+def _scan(labels, weight, classes, ignore):
+    """(labels out of range, weight of the labels that count) of labels in two dimensions."""
     bad = 0
     kept = 0
-    for i in range(labels.shape[0]):
-        label = np.int64(labels[i])
-        bad += (label != ignore) & ((label < 0) | (label >= classes))
-        kept += label != ignore
-    weight_sum = float(kept)
-    if weight.shape[0] and not bad:
-        weight_sum = 0.0
-        for i in range(labels.shape[0]):
-            label = np.int64(labels[i])
-            if label != ignore:
-                weight_sum += weight[label]
-    return bad, weight_sum
+    weight_sum = 0.0
+    column = labels.shape[1] == 1
+    for i in range(1 if column else labels.shape[0]):
+        line = labels[:, 0] if column else labels[i]
+        for k in range(line.shape[0]):
+            label = np.int64(line[k])
+            bad += (label != ignore) & ((label < 0) | (label >= classes))
+            kept += label != ignore
+        if weight.shape[0]:
+            for k in range(line.shape[0]):
+                label = np.int64(line[k])
+                if label != ignore and 0 <= label < classes:
+                    weight_sum += weight[label]
+    return float(bad), weight_sum if weight.shape[0] else float(kept)
+
+
+def _scan_driver(labels, weight, classes, ignore):
+    return _scan(labels, weight, classes, ignore)
 
 
 SCAN = Kernel(
     "scan",
     _scan_driver,
     lambda t, weight: (
-        types.Array(from_dtype(np.dtype(t)), 1, "C", readonly=True),
+        array_type(t, 2),
         types.Array(from_dtype(np.dtype(weight)), 1, "C", readonly=True),
         types.int64,
         types.int64,
@@ -137,8 +165,8 @@ SCAN = Kernel(
 )
 
 
-def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[int, float]:
+def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[float, float]:
     """What must be known of the labels before anything is written: (how many are out of range, weight of the rest)."""
-    flat = np.ascontiguousarray(labels).reshape(-1)
-    found: tuple[int, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(flat, weight, classes, ignore)
+    flat = np.ascontiguousarray(labels).reshape(1, -1)
+    found: tuple[float, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(flat, weight, classes, ignore)
     return found

@@ -14,6 +14,7 @@ from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
 from nbloss.cpu.pointwise import GRADIENT, VALUE
+from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.problem import FLOAT32, FLOAT64, LOSS_ONLY, Array, Pointwise, Rowwise, compute_dtype, divided
 
@@ -104,31 +105,35 @@ def _first(array: Array, wrong: Array) -> tuple[str, Any]:
 
 def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Array) -> Any:
     """The loss if `value`, and what `form` says in `out` if there is one."""
-    x, dtype = problem.x, compute_dtype(problem.x.dtype)
-    classes = x.shape[problem.axis]
+    x, labels, dtype = problem.x, problem.labels, compute_dtype(problem.x.dtype)
     weight = _NO_WEIGHT[dtype] if problem.weight is None else problem.weight
-    kind, count = NO_TARGET, 1.0
-    if problem.labels is not None:
-        kind, count = CLASS_INDEX, _checked_labels(problem, weight, classes)
-    elif problem.probabilities is not None:
-        kind, count = PROBABILITIES, float(math.prod(problem.shape))
-    if problem.reduction != "mean":
-        count = 1.0
+    mean = problem.reduction == "mean"
+    kind = CLASS_INDEX if labels is not None else NO_TARGET if problem.probabilities is None else PROBABILITIES
+    found = np.empty(2)  # labels out of range, divisor of the mean
+    scan = 0
+    if labels is None:
+        found[1] = math.prod(problem.shape)
+    elif x.size and x.ndim <= 2 and not problem.normalized:  # one kernel call, which looks at its labels first
+        scan = CHECKED if problem.check else UNCHECKED
+    else:
+        found[:] = rowwise_kernels.scan_labels(labels, weight, x.shape[problem.axis], problem.ignore_index)
+        _raise_if_bad(problem, found)
     loss = None
     if value and problem.reduction == "none":
         empty_row = -np.inf if kind == NO_TARGET else 0.0  # the value of a row without classes
         loss = np.full(problem.shape, empty_row, dtype)
     total = 0.0
     if x.size:
-        scale = layout.same(np.array(divided(float(factor), count)), problem.shape) if factor.ndim == 0 else factor
-        stored = _stored(x)
-        per_class = [stored]
-        if kind == PROBABILITIES:
-            per_class.append(_stored(problem.probabilities))  # type: ignore[arg-type]
+        per_class = [_stored(x)]
+        if problem.probabilities is not None:
+            per_class.append(_stored(problem.probabilities))
         if out is not None:
             per_class.append(_target(out))
-        per_row = [scale]
-        per_row += [a for a in (problem.labels, loss) if a is not None]
+        per_row = [a for a in (labels, loss) if a is not None]
+        if factor.ndim:
+            per_row.append(factor)
+        elif not per_row:  # a stand-in that says how many rows there are
+            per_row.append(layout.same(factor, problem.shape))
         past = out is not None and x.nbytes >= STREAM_FROM
         forms = [form]
         if problem.normalized:
@@ -138,45 +143,46 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
             if problem.normalized and stage != LOSS_ONLY:
                 per_class[-1][...] = 0
             for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row):
-                outer = spread[0].shape[0]
-                given = iter(rows[1:])
                 sums = rowwise_kernels.run(
                     along,
                     problem.normalized,
                     spread[0],
-                    next(given) if kind == CLASS_INDEX else np.empty((outer, 0), np.int64),
-                    spread[1] if kind == PROBABILITIES else spread[0],
+                    None if labels is None else rows[0],
+                    spread[1] if kind == PROBABILITIES else None,
                     weight,
-                    rows[0],
-                    np.empty((outer, 0, 0), stored.dtype) if out is None else spread[-1],
-                    np.empty((outer, 0), dtype) if loss is None or stage != forms[0] else next(given),
+                    rows[-1] if factor.ndim else None,
+                    None if out is None else spread[-1],
+                    None if loss is None or stage != forms[0] else rows[labels is not None],
+                    found,
                     kind,
                     stage,
                     past,
                     problem.ignore_index,
                     problem.label_smoothing,
+                    1.0 if factor.ndim else float(factor),
+                    scan,
+                    mean,
                 )
                 total += sums if stage == forms[0] else 0.0
+        if scan:
+            _raise_if_bad(problem, found)
         if out is not None:
             _deliver(out, per_class[-1])
     if loss is not None or not value:
         return loss
-    return _reduced(divided(total, count) if problem.reduction == "mean" else total, dtype)
+    return _reduced(divided(total, float(found[1])) if mean else total, dtype)
 
 
-def _checked_labels(problem: Rowwise, weight: Array, classes: int) -> float:
-    """The divisor of the mean: the weight of all rows that count."""
-    labels = problem.labels
-    assert labels is not None
-    bad, weight_sum = rowwise_kernels.scan_labels(labels, weight, classes, problem.ignore_index)
-    if bad and problem.check:
-        wide = labels.astype(np.int64)
-        place, value = _first(labels, ((wide < 0) | (wide >= classes)) & (wide != problem.ignore_index))
-        raise IndexError(
-            f"target{place} is {value}: class indices must be in [0, {classes}) "
-            f"or equal ignore_index ({problem.ignore_index})"
-        )
-    return float(weight_sum)
+def _raise_if_bad(problem: Rowwise, found: Array) -> None:
+    labels, ignore = problem.labels, problem.ignore_index
+    if not found[0] or not problem.check or labels is None:
+        return
+    classes = problem.x.shape[problem.axis]
+    wide = labels.astype(np.int64)
+    place, value = _first(labels, ((wide < 0) | (wide >= classes)) & (wide != ignore))
+    raise IndexError(
+        f"target{place} is {value}: class indices must be in [0, {classes}) or equal ignore_index ({ignore})"
+    )
 
 
 # --- compiling ahead ----------------------------------------------------------------------------------------
@@ -200,8 +206,10 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
             if loss in pointwise_kernels.KERNELS:
                 wanted = [(pointwise_kernels.KERNELS[loss], (code, code))]
             else:
-                names = ["picks"] if loss == "nll_loss" else ["rows", "tiles"]
-                wanted = [(rowwise_kernels.KERNELS[name], (code, "l", code)) for name in names]
+                kernels = (
+                    [rowwise_kernels.PICKS] if loss == "nll_loss" else [rowwise_kernels.ROWS, rowwise_kernels.TILES]
+                )
+                wanted = [(kernel, (code, "l", code)) for kernel in kernels]
                 wanted.append((rowwise_kernels.SCAN, ("l", "d" if code == "d" else "f")))
             for kernel, codes in wanted:
                 for parallel in (False,) if kernel is rowwise_kernels.SCAN else (False, True):

@@ -39,15 +39,16 @@ X_T, W_T, KEPT, SCALE, ACTIVE, FIXED, ROW_FACTS = range(7)  # what a tile keeps 
 
 
 @inline
-def _tile_targets(operands, mode, tile, facts, labels, i, k, count, at, lead, like):
+def _tile_targets(operands, mode, scratch, i, k, count, at, lead, like):
     """Look up what each row needs of its own target. FIXED is the loss of a row that is not ACTIVE."""
     x, t, _, weight, upstream, _, _ = operands
     kind, _, _, ignore, share, _ = mode
+    tile, facts, labels, _, _, factor = scratch
     one = broadcast(1.0, like)
     store(facts, ACTIVE * lanes(like), one)
     store(facts, W_T * lanes(like), one)
-    store(facts, SCALE * lanes(like), broadcast(upstream[i, k], like))
-    if upstream.strides[0] != 0 or upstream.strides[1] != 0:
+    store(facts, SCALE * lanes(like), broadcast(factor, like))
+    if upstream.shape[0]:
         for c in range(count):
             facts[SCALE * lanes(like) + c] = upstream[i, k + c]
     store(facts, KEPT * lanes(like), one * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0))
@@ -81,7 +82,7 @@ def tiles(operands, mode, unit, like, scratch):
     """A tile of `width` vectors of rows: writes what is asked for, and returns the sum of their losses."""
     x, _, _, _, _, out, _ = operands
     _, form, past, _, _, _ = mode
-    tile, _, _, width, _ = scratch
+    tile, _, _, width, _, _ = scratch
     classes = x.shape[1]
     step = lanes(like)
     lead = width * step  # the tile is (classes, width, lanes)
@@ -114,14 +115,14 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
     """One vector of rows: its classes lie at tile[at], tile[at + lead], …, where the result is left."""
     x, _, q, weight, _, _, loss = operands
     kind, form, _, _, _, uniform = mode
-    tile, facts, labels, _, _ = scratch
+    tile, facts, labels, _, _, _ = scratch
     classes = x.shape[1]
     zero = broadcast(0.0, like)
 
     m = broadcast(NEG_INF, like)
     for j in range(classes):
         m = maximum(load(tile, j * lead + at, like), m)
-    _tile_targets(operands, mode, tile, facts, labels, i, k, count, at, lead, like)
+    _tile_targets(operands, mode, scratch, i, k, count, at, lead, like)
     below = ties = gap = mass = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         below_block = gap_block = mass_block = zero
