@@ -69,29 +69,31 @@ class Kernel:
             pass
         with _lock:
             if (parallel, dtypes) not in self._variants:
-                compiled = _compile(self.name, self._driver, self._signature(*dtypes), parallel)
+                if config.DISABLE_JIT:
+                    compiled = self._driver
+                else:
+                    # Past the dispatcher, which would look at the type of each argument: they are right by design.
+                    (overload,) = self.dispatcher(parallel, *dtypes).overloads.values()
+                    compiled = overload.entry_point
                 self._variants[parallel, dtypes] = compiled
         return self._variants[parallel, dtypes]
 
-
-def _compile(
-    name: str, function: Callable[..., Any], argument_types: tuple[types.Type, ...], parallel: bool
-) -> Callable[..., Any]:
-    if config.DISABLE_JIT:
-        return function
-    options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
-    dispatcher = njit(**options)(function)
-    dispatcher._cache = _DiskCache(f"{name} {options} {argument_types}") if cache_folder() else NullCache()
-    collecting = gc.isenabled()
-    gc.disable()  # the compiler's many objects make it an eighth of the time
-    try:
-        dispatcher.compile(tuple(argument_types))
-    finally:
-        if collecting:
-            gc.enable()
-    # Called past the dispatcher, which would look at the type of each argument first: they are right by design.
-    compiled: Callable[..., Any] = dispatcher.overloads[tuple(argument_types)].entry_point
-    return compiled
+    def dispatcher(self, parallel: bool, *dtypes: str) -> Any:
+        """Numba's dispatcher of one variant, from the cache or compiled anew."""
+        argument_types = self._signature(*dtypes)
+        options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
+        dispatcher = njit(**options)(self._driver)
+        cached = cache_folder() is not None
+        dispatcher._cache = _DiskCache(f"{self.name} {options} {argument_types}") if cached else NullCache()
+        collecting = gc.isenabled()
+        gc.disable()  # the compiler's many objects make it an eighth of the time
+        try:
+            dispatcher.compile(tuple(argument_types))
+        finally:
+            if collecting:
+                gc.enable()
+        dispatcher.disable_compile()
+        return dispatcher
 
 
 if hasattr(os, "register_at_fork"):

@@ -112,7 +112,7 @@ def _online_sum(x, size, like):
     m = broadcast(NEG_INF, like)
     below = broadcast(0.0, np.float64(0.0))
     ties = broadcast(0.0, like)
-    top = _maximum(x, 0, min(size, n), like)
+    top = _maximum(x, np.int64(0), min(size, n), like)
     for start in range(0, n, size):
         stop = min(start + size, n)
         if top > lane(m, 0):
@@ -155,7 +155,7 @@ def _row_statistics(x, like):
     n = x.shape[0]
     size = CHUNK * lanes(like)
     if n <= SHORT * size:  # the first-level cache holds it: two passes are faster than an online one
-        top = _maximum(x, 0, n, like)
+        top = _maximum(x, np.int64(0), n, like)
         wide = broadcast(0.0, np.float64(0.0))
         count = broadcast(0.0, like)
         for start in range(0, n, size):
@@ -226,7 +226,7 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
     aligned = aligned_at(out, like) if past else 0
     if aligned < 0:
         aligned = n
-    j = 0
+    j = np.int64(0)  # of a literal 0, Numba compiles what it is given to twice
     while j < n:
         if j >= aligned or not past:
             stop = j + (n - j) // step * step

@@ -40,20 +40,26 @@ def _driver(chunk):
         scale = factor / found[1] if mean else factor
         mass = 0.0
         if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
-            mass = dense_mass(weight, weight, mode, x.shape[1], like)
+            mass = dense_mass(q[0, :, 0], weight, mode, x.shape[1], like)
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
             # Room for blocks of (lanes, lanes), whatever the number of classes.
-            tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like) if width else 0, weight.dtype)
-            facts = np.zeros(ROW_FACTS * lanes(like), weight.dtype)
+            tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like) + ROW_FACTS * lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
-            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, mass, scale)
+            scratch = (
+                borrowed(tile),
+                borrowed(tile[tile.size - ROW_FACTS * lanes(like) :]),
+                borrowed(labels),
+                width,
+                mass,
+                scale,
+            )
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
             part[block, 0] = value_sum
-            part[block, 1] = 0 * (tile.size + facts.size + labels.size)  # whose last use frees them
+            part[block, 1] = 0 * (tile.size + labels.size)  # whose last use frees them
 
     return driver
 
@@ -139,13 +145,11 @@ def _scan(labels, weight, classes, ignore):
         line = labels[:, 0] if column else labels[i]
         for k in range(line.shape[0]):
             label = np.int64(line[k])
-            bad += (label != ignore) & ((label < 0) | (label >= classes))
+            outside = (label < 0) | (label >= classes)
+            bad += (label != ignore) & outside
             kept += label != ignore
-        if weight.shape[0]:
-            for k in range(line.shape[0]):
-                label = np.int64(line[k])
-                if label != ignore and 0 <= label < classes:
-                    weight_sum += weight[label]
+            if weight.shape[0] and label != ignore and not outside:
+                weight_sum += weight[label]
     return float(bad), weight_sum if weight.shape[0] else float(kept)
 
 

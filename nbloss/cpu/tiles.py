@@ -46,6 +46,8 @@ def _tile_targets(operands, mode, scratch, i, k, count, at, lead, like):
     tile, facts, labels, _, _, factor = scratch
     one = broadcast(1.0, like)
     store(facts, ACTIVE * lanes(like), one)
+    store(facts, X_T * lanes(like), one)
+    store(facts, FIXED * lanes(like), one)
     store(facts, W_T * lanes(like), one)
     store(facts, SCALE * lanes(like), broadcast(factor, like))
     if upstream.shape[0]:
