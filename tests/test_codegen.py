@@ -1,0 +1,79 @@
+"""Machine code: the hot loops are vector code of the machine's full width, with no library call for exp or log."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+from llvmlite import binding
+from numba.core import config
+
+pytestmark = [
+    pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled with the JIT off"),
+    pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="x86-64 registers"),
+]
+
+# By register: what a machine must have, and the processor and features that are compiled for.
+WIDTHS = {
+    "zmm": ("avx512f", "skylake-avx512", "+avx512f,+avx512dq,+avx512vl,+avx512bw,+avx2,+fma,+avx,+sse4.2,+f16c"),
+    "ymm": ("avx2", "haswell", "+avx2,+fma,+avx,+sse4.2,+f16c,-avx512f"),
+}
+KERNELS = {
+    "rows": ("rowwise", "ROWS", "flf"),
+    "rows of float64": ("rowwise", "ROWS", "dld"),
+    "tiles": ("rowwise", "TILES", "flf"),
+    "binary_cross_entropy": ("pointwise", "KERNELS['binary_cross_entropy']", "ff"),
+    "binary_cross_entropy_with_logits": ("pointwise", "KERNELS['binary_cross_entropy_with_logits']", "ff"),
+}
+PRINT_ASSEMBLY = """
+import sys
+from importlib import import_module
+module, name, codes = sys.argv[1:]
+kernel = eval(name, vars(import_module("nbloss.cpu." + module)))
+(text,) = kernel.dispatcher(False, *codes).inspect_asm().values()
+print(text)
+"""
+
+
+def assembly(kernel, width):
+    needed, cpu, features = WIDTHS[width]
+    if not binding.get_host_cpu_features().get(needed):
+        pytest.skip(f"this processor has no {needed}")
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "NBLOSS_CACHE": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", PRINT_ASSEMBLY, *KERNELS[kernel]], env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def inner_loops(text):
+    """The instructions of each loop that holds no other: from a label to the jump back to it."""
+    lines = [line.strip() for line in text.splitlines()]
+    places = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.?L\w+:", line)}
+    jumps = [(i, line.split()[-1]) for i, line in enumerate(lines) if re.match(r"j\w+\s", line)]
+    loops = [(places[label], i) for i, label in jumps if places.get(label, i) < i]
+    for first, last in loops:
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
+            yield [line for line in lines[first : last + 1] if line and not line.startswith((".", "#"))]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_hot_loops(kernel, width):
+    text = assembly(kernel, width)
+    assert not re.search(r"\b(exp|exp2|expm1|log|log2|log1p)f?\b", text), "a library call"
+    kind = "pd" if "float64" in kernel else "ps"
+    # A loop that computes has the polynomial of an exp or a log in it: five fused multiply-adds or more.
+    hot = [loop for loop in inner_loops(text) if sum(line.startswith("vfmadd") for line in loop) >= 5]
+    assert hot
+    for loop in hot:
+        fused = [line for line in loop if re.match(rf"vf(n?m)(add|sub)\d*{kind}\s", line)]
+        assert fused, loop
+        assert all(f"%{width}" in line for line in fused), loop
+        assert not any(re.match(r"vfn?m\w*s[sd]\s", line) for line in loop), loop
+        assert not any(line.startswith("call") for line in loop), loop
+        if width == "ymm":
+            assert "zmm" not in "".join(loop)
