@@ -130,12 +130,12 @@ def _call(builder, name, vt, *args, ret=None):
     return builder.call(fn, args)
 
 
-def _int_type(vt):
+def vector_of_ints(vt):
     return ir.VectorType(ir.IntType(32 if vt.element == FLOAT[32] else 64), vt.count)
 
 
 def _ints(vt, value):
-    it = _int_type(vt)
+    it = vector_of_ints(vt)
     return ir.Constant(it, [value] * it.count)
 
 
@@ -222,7 +222,7 @@ def shifted_to_exponent(x):
 
 @compiled(shifted_to_exponent)
 def _(builder, x):
-    bits = builder.bitcast(x, _int_type(x.type))
+    bits = builder.bitcast(x, vector_of_ints(x.type))
     return builder.bitcast(builder.shl(bits, _ints(x.type, _mantissa_bits(x.type))), x.type)
 
 
@@ -242,7 +242,7 @@ def exponent_of(x):
 @compiled(exponent_of)
 def _(builder, x):
     shift = _mantissa_bits(x.type)
-    bits = builder.sub(builder.bitcast(x, _int_type(x.type)), _ints(x.type, _ROOT_HALF[shift]))
+    bits = builder.sub(builder.bitcast(x, vector_of_ints(x.type)), _ints(x.type, _ROOT_HALF[shift]))
     return builder.sitofp(builder.ashr(bits, _ints(x.type, shift)), x.type)
 
 
@@ -256,7 +256,7 @@ def fraction_of(x):
 @compiled(fraction_of)
 def _(builder, x):
     shift = _mantissa_bits(x.type)
-    bits = builder.sub(builder.bitcast(x, _int_type(x.type)), _ints(x.type, _ROOT_HALF[shift]))
+    bits = builder.sub(builder.bitcast(x, vector_of_ints(x.type)), _ints(x.type, _ROOT_HALF[shift]))
     bits = builder.and_(bits, _ints(x.type, (1 << shift) - 1))
     return builder.bitcast(builder.add(bits, _ints(x.type, _ROOT_HALF[shift])), x.type)
 

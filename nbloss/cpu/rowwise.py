@@ -15,7 +15,7 @@ from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import dense_mass, rows
 from nbloss.cpu.simd import VECTOR_BYTES, borrowed, inline, lanes
 from nbloss.cpu.targets import CLASS_INDEX
-from nbloss.cpu.tiles import ROW_FACTS, tiles
+from nbloss.cpu.tiles import tiles
 from nbloss.problem import Array
 
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
@@ -45,21 +45,15 @@ def _driver(chunk):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
             # Room for blocks of (lanes, lanes), whatever the number of classes.
-            tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like) + ROW_FACTS * lanes(like), weight.dtype)
+            tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like), weight.dtype)
+            facts = np.empty(lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
-            scratch = (
-                borrowed(tile),
-                borrowed(tile[tile.size - ROW_FACTS * lanes(like) :]),
-                borrowed(labels),
-                width,
-                mass,
-                scale,
-            )
+            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, mass, scale)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
             part[block, 0] = value_sum
-            part[block, 1] = 0 * (tile.size + labels.size)  # whose last use frees them
+            part[block, 1] = 0 * (tile.size + facts.size + labels.size)  # whose last use frees them
 
     return driver
 

@@ -5,6 +5,7 @@ A tile (classes, lanes) is copied next to the core, where strides cost nothing.
 
 import numpy as np
 
+from nbloss.cpu.labels import IGNORED, OUTSIDE, labelled, load_labels
 from nbloss.cpu.simd import (
     add_wide,
     broadcast,
@@ -35,38 +36,46 @@ from nbloss.cpu.vecmath import exp_difference, log1p
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 NEG_INF = -np.inf
-X_T, W_T, KEPT, SCALE, ACTIVE, FIXED, ROW_FACTS = range(7)  # what a tile keeps for each of its rows
 
 
 @inline
-def _tile_targets(operands, mode, scratch, i, k, count, at, lead, like):
-    """Look up what each row needs of its own target. FIXED is the loss of a row that is not ACTIVE."""
-    x, t, _, weight, upstream, _, _ = operands
-    kind, _, _, ignore, share, _ = mode
-    tile, facts, labels, _, _, factor = scratch
-    one = broadcast(1.0, like)
-    store(facts, ACTIVE * lanes(like), one)
-    store(facts, X_T * lanes(like), one)
-    store(facts, FIXED * lanes(like), one)
-    store(facts, W_T * lanes(like), one)
-    store(facts, SCALE * lanes(like), broadcast(factor, like))
-    if upstream.shape[0]:
-        for c in range(count):
-            facts[SCALE * lanes(like) + c] = upstream[i, k + c]
-    store(facts, KEPT * lanes(like), one * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0))
-    if kind == CLASS_INDEX:
-        for c in range(count):
-            label = np.int64(t[i, k + c])
-            if label == ignore or label < 0 or label >= x.shape[1]:
-                facts[ACTIVE * lanes(like) + c] = 0
-                facts[FIXED * lanes(like) + c] = 0.0 if label == ignore else np.nan
-                label = -1
-            else:
-                facts[X_T * lanes(like) + c] = tile[label * lead + at + c]
-                if weight.shape[0]:
-                    facts[W_T * lanes(like) + c] = weight[label]
-                    facts[KEPT * lanes(like) + c] = share * weight[label]
-            labels[c] = label
+def _row_labels(operands, mode, scratch, i, k, count, like):
+    """The labels of a vector of rows; lanes from `count` on hold anything."""
+    x, t, _, _, _, _, _ = operands
+    ignore = mode[3]
+    if mode[0] != CLASS_INDEX:
+        return broadcast(0.0, like)
+    if count == lanes(like) and t.strides[1] == t.itemsize:
+        return load_labels(t[i], k, x.shape[1], ignore, like)
+    copied = scratch[2]
+    for c in range(count):
+        copied[c] = np.int64(t[i, k + c])
+    return load_labels(copied, 0, x.shape[1], ignore, like)
+
+
+@inline
+def _row_weights(operands, mode, scratch, i, k, count, like):
+    """The class weight of each row's target; anything where it has none."""
+    _, t, _, weight, _, _, _ = operands
+    if mode[0] != CLASS_INDEX or weight.shape[0] == 0:
+        return broadcast(1.0, like)
+    facts = scratch[1]
+    for c in range(count):
+        label = np.int64(t[i, k + c])
+        facts[c] = weight[label] if 0 <= label < weight.shape[0] else 1.0
+    return load(facts, 0, like)
+
+
+@inline
+def _row_scales(operands, scratch, i, k, count, like):
+    """What the gradient of each row is multiplied by."""
+    upstream = operands[4]
+    facts = scratch[1]
+    if upstream.shape[0] == 0:
+        return broadcast(scratch[5], like)
+    for c in range(count):
+        facts[c] = upstream[i, k + c]
+    return load(facts, 0, like)
 
 
 @inline
@@ -116,15 +125,18 @@ def tiles(operands, mode, unit, like, scratch):
 def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
     """One vector of rows: its classes lie at tile[at], tile[at + lead], …, where the result is left."""
     x, _, q, weight, _, _, loss = operands
-    kind, form, _, _, _, uniform = mode
-    tile, facts, labels, _, _, _ = scratch
+    kind, form, _, _, share, uniform = mode
+    tile = scratch[0]
     classes = x.shape[1]
     zero = broadcast(0.0, like)
 
+    labels = _row_labels(operands, mode, scratch, i, k, count, like)
     m = broadcast(NEG_INF, like)
+    x_t = zero
     for j in range(classes):
-        m = maximum(load(tile, j * lead + at, like), m)
-    _tile_targets(operands, mode, scratch, i, k, count, at, lead, like)
+        v = load(tile, j * lead + at, like)
+        m = maximum(v, m)
+        x_t = where(labelled(labels, j), v, x_t)
     below = ties = gap = mass = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         below_block = gap_block = mass_block = zero
@@ -134,7 +146,7 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
             if form == GRADIENT:
                 store(tile, j * lead + at, e)
             top = e == 1.0
-            below_block = below_block + where(top, 0.0, e)
+            below_block = where(top, below_block, below_block + e)
             ties = where(top, ties + 1.0, ties)
             if kind == PROBABILITIES or uniform != 0.0:
                 mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
@@ -145,16 +157,18 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         mass = mass + mass_block
     r = below + (ties - 1.0)
     log_norm = log1p(r)
-    kept = load(facts, KEPT * lanes(like), like)
-    x_t = load(facts, X_T * lanes(like), like)
-    active = load(facts, ACTIVE * lanes(like), like) > 0.0
+    w_t = _row_weights(operands, mode, scratch, i, k, count, like)
+    kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
+    fixed = where(labelled(labels, OUTSIDE), np.nan, zero)  # the loss of a row without a target
+    idle = where(labelled(labels, IGNORED), 1.0, where(labelled(labels, OUTSIDE), 1.0, zero)) > 0.0
 
     if form == LOG_SOFTMAX:
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
-        scale = load(facts, SCALE * lanes(like), like)
+        scale = _row_scales(operands, scratch, i, k, count, like)
         a = kept + mass
+        at_target = scale * target_gradient(x_t, m, r, a, mass - uniform * w_t)
         slope = scale * a / (r + 1.0)
         for j in range(classes):
             e = load(tile, j * lead + at, like)
@@ -163,18 +177,14 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
                 y = scale * dense_gradient(e, _tile_mass_at(q, weight, mode, i, j, k, count, like), a, r)
             elif uniform != 0.0:
                 y = y - scale * _tile_mass_at(q, weight, mode, i, j, k, count, like)
-            store(tile, j * lead + at, where(active, y, 0.0))
-        if kind == CLASS_INDEX:
-            slack = mass - uniform * load(facts, W_T * lanes(like), like)
-            store(facts, SCALE * lanes(like), scale * target_gradient(x_t, m, r, a, slack))
-            for c in range(count):
-                if labels[c] >= 0:
-                    tile[labels[c] * lead + at + c] = facts[SCALE * lanes(like) + c]
+            if kind == CLASS_INDEX:
+                y = where(idle, 0.0, where(labelled(labels, j), at_target, y))
+            store(tile, j * lead + at, y)
 
     if kind == NO_TARGET:
         value = m + log_norm
     else:
-        value = where(active, row_loss(kept, m, x_t, gap, mass, log_norm), load(facts, FIXED * lanes(like), like))
+        value = where(idle, fixed, row_loss(kept, m, x_t, gap, mass, log_norm))
     if loss.shape[1]:
         write(loss[i], k, count, value, like)
     return total(add_wide(broadcast(0.0, np.float64(0.0)), where(first(count, value), value, 0.0)))

@@ -1,0 +1,57 @@
+"""Class indices of a vector of rows, one a lane."""
+
+import llvmlite.ir as ir
+import numpy as np
+from numba.core import types
+
+from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, lanes, llvm_vector, vector_of_ints
+from nbloss.cpu.memory import pointer_to
+
+IGNORED, OUTSIDE = -1, -2  # what stands for a label that is ignore_index, or no class
+
+
+def _same(builder, value, vt):
+    one = builder.insert_element(ir.Constant(vt, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vt.count), [0] * vt.count)
+    return builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
+
+
+def load_labels(t, k, classes, ignore, like):
+    """The labels at k, … of a unit-stride array of integers, in the bits of a vector of like's type."""
+    label = np.asarray(t[k : k + lanes(like)]).astype(np.int64)
+    inside = (label >= 0) & (label < classes)
+    return np.where(label == ignore, IGNORED, np.where(inside, label, OUTSIDE))
+
+
+@compiled_raw(load_labels, lambda t, k, classes, ignore, like: Vec(like))
+def _(context, builder, sig, args):
+    vt = llvm_vector(sig.return_type)
+    dtype = sig.args[0].dtype
+    i64 = ir.IntType(64)
+    wide = ir.VectorType(i64, vt.count)
+    stored = ir.VectorType(ir.IntType(dtype.bitwidth), vt.count)
+    label = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored))
+    label.align = 1
+    if dtype.bitwidth < 64:
+        label = builder.sext(label, wide) if dtype.signed else builder.zext(label, wide)
+    classes, ignore = (context.cast(builder, args[i], sig.args[i], types.int64) for i in (2, 3))
+    ignored, outside = (ir.Constant(wide, [value] * vt.count) for value in (IGNORED, OUTSIDE))
+    code = builder.select(builder.icmp_unsigned("<", label, _same(builder, classes, wide)), label, outside)
+    code = builder.select(builder.icmp_signed("==", label, _same(builder, ignore, wide)), ignored, code)
+    narrow = vector_of_ints(vt)
+    return builder.bitcast(code if narrow == wide else builder.trunc(code, narrow), vt)
+
+
+def labelled(labels, j):
+    """The lanes whose label is j."""
+    return labels == j
+
+
+@compiled_raw(labelled, lambda labels, j: Mask(labels.lanes))
+def _(context, builder, sig, args):
+    vt = args[0].type
+    narrow = vector_of_ints(vt)
+    j = context.cast(builder, args[1], sig.args[1], types.int64)
+    if narrow.element.width < 64:
+        j = builder.trunc(j, narrow.element)
+    return builder.icmp_signed("==", builder.bitcast(args[0], narrow), _same(builder, j, narrow))
