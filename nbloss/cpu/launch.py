@@ -62,13 +62,14 @@ def layer() -> str:
 
 def launch(kernel: Kernel, dtypes: tuple[str, ...], args: tuple[Any, ...], units: int, unit_elements: int) -> Array:
     """Run `kernel` over `units` pieces of `unit_elements` elements; its partial results, summed in order."""
+    if 0 < units * unit_elements <= BLOCK:  # a small call should cost little
+        part = np.empty((1, 2))
+        kernel.variant(False, *dtypes)(*args, units, units, 0, 1, part)
+        only: Array = part[0]
+        return only
     step = max(1, BLOCK // max(1, unit_elements))
     blocks = -(-units // step)
     part = np.empty((blocks, 2))
-    if blocks == 1:  # a small call should cost little
-        kernel.variant(False, *dtypes)(*args, units, step, 0, 1, part)
-        only: Array = part[0]
-        return only
     breath = max(1, BREATH // (step * max(1, unit_elements)))
     threads = _threads_for(blocks, units * unit_elements)
     driver = kernel.variant(threads > 1, *dtypes)

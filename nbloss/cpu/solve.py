@@ -13,6 +13,7 @@ from nbloss import layout
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
+from nbloss.cpu.launch import BLOCK
 from nbloss.cpu.pointwise import GRADIENT, VALUE
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
@@ -113,7 +114,8 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
     scan = 0
     if labels is None:
         found[1] = math.prod(problem.shape)
-    elif x.size and x.ndim <= 2 and not problem.normalized:  # one kernel call, which looks at its labels first
+    elif 0 < x.size <= BLOCK and x.ndim <= 2 and not problem.normalized:
+        # A call this small is one kernel call, which looks at its labels first: 1.5 us less.
         scan = CHECKED if problem.check else UNCHECKED
     else:
         found[:] = rowwise_kernels.scan_labels(labels, weight, x.shape[problem.axis], problem.ignore_index)
