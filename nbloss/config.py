@@ -11,7 +11,7 @@ from typing import SupportsIndex, TextIO
 
 import numpy as np
 
-from nbloss.problem import NO_CUDA
+from nbloss.cuda import device
 
 
 def set_num_threads(n: SupportsIndex) -> None:
@@ -132,7 +132,7 @@ def _config() -> list[tuple[str, str]]:
         ("kernel cache", compiler.cache_folder() or "off"),
         ("bfloat16", _version_of("ml_dtypes")),
         ("backend cpu", "usable"),
-        ("backend cuda", f"not usable: {NO_CUDA}"),
+        ("backend cuda", device.description()),
     ]
 
 

@@ -4,25 +4,51 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, cast
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, repeat
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 from numpy.typing import ArrayLike
 
 from nbloss import problem as problems
+from nbloss.cuda.arrays import delivered, on_device
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise
 
 P = ParamSpec("P")
+Problem = TypeVar("Problem", Pointwise, Rowwise)
 
 
-def choose(backend: str, stream: object) -> None:
-    """Raise unless the asked-for backend can be used. Host arrays run on the CPU; it is the only backend so far."""
-    if backend == "cuda":
-        raise RuntimeError(f"backend='cuda' cannot be used: {problems.NO_CUDA}")
-    if backend not in ("auto", "cpu"):
+def arrived(names: Iterable[str], values: Iterable[Any], stream: object) -> list[Any]:
+    """Arguments with arrays on a device as views of their memory, and all others as they are."""
+    return [
+        _arrive(name, v, stream) if on_device(v) else v for v, name in zip(values, chain(names, repeat("argument")))
+    ]
+
+
+def _arrive(name: str, value: object, stream: object) -> Array:
+    from nbloss.cuda import device
+
+    return device.arrive(name, value, stream)
+
+
+def choose(backend: str, stream: object, problem: Problem) -> Problem:
+    """The problem, with where it is to be solved: "auto" is where its arrays are."""
+    if backend not in ("auto", "cpu", "cuda"):
         raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {backend!r}")
-    if stream is not None:
+    if problems.at_one_place(problem):
+        if backend == "cpu":
+            raise TypeError(
+                "backend='cpu' takes arrays on the host, got arrays on a device: copy them, or leave it out"
+            )
+        problem.backend = "cuda"
+    elif backend == "cuda":
+        from nbloss.cuda import device
+
+        device.require("backend='cuda'")
+        problem.backend, problem.stream = "cuda", stream
+    elif stream is not None:
         raise ValueError("stream applies to device arrays, and all arrays given are on the host")
+    return problem
 
 
 def solve(
@@ -34,12 +60,17 @@ def solve(
     grad_output: ArrayLike | None = None,
 ) -> tuple[Any, Array | None]:
     """(the loss if `value`, the array that `form` asks for): nothing is computed before all arguments are checked."""
-    cpu = _cpu()
     factor = problems.upstream(problem, grad_output)
     written: Array | None = None
     in_place = False
     if form != LOSS_ONLY:
         written, in_place = problems.output(problem, out, grad_output)
+    if problem.backend == "cuda":
+        from nbloss.cuda import solve as cuda  # CUDA is imported here, when it is asked for
+
+        on_its_device = cuda.run if problems.is_device_view(problem.x) else cuda.through_device
+        return on_its_device(problem, value, form, written, in_place, factor), written
+    cpu = _cpu()
     if isinstance(problem, Pointwise):
         return cpu.pointwise(problem, value, written, in_place, factor), written
     return cpu.rowwise(problem, value, form, written, factor), written
@@ -73,22 +104,28 @@ class Loss(Protocol[P]):
 def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     """Make a loss of a function that has a loss's signature and docstring and returns its problem."""
 
+    names = [*list(inspect.signature(define).parameters)[:2], "grad_output", "out"]
+
+    def run(args: Sequence[Any], kwargs: dict[str, Any], value: bool, form: int) -> tuple[Any, Any]:
+        if any(map(on_device, args)) or any(map(on_device, kwargs.values())):
+            stream = kwargs.get("stream")
+            args, kwargs = arrived(names, args, stream), dict(zip(kwargs, arrived(kwargs, kwargs.values(), stream)))
+        grad_output = out = None
+        if form == GRADIENT:
+            args, grad_output, out = _split(args, kwargs)
+        problem = cast("Callable[..., Pointwise | Rowwise]", define)(*args, **kwargs)
+        return solve(problem, value=value, form=form, out=out, grad_output=grad_output)
+
     @functools.wraps(define)
     def value(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return solve(define(*args, **kwargs), value=True)[0]
+        return delivered(run(args, kwargs, True, LOSS_ONLY)[0])
 
     def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Any, Array]:
-        args, grad_output, out = _split(args, kwargs)
-        return cast(
-            "tuple[Any, Array]",
-            solve(define(*args, **kwargs), value=True, form=GRADIENT, out=out, grad_output=grad_output),
-        )
+        loss, gradient = run(args, kwargs, True, GRADIENT)
+        return delivered(loss), delivered(gradient)
 
     def grad(*args: Any, **kwargs: Any) -> Array:
-        args, grad_output, out = _split(args, kwargs)
-        return cast(
-            "Array", solve(define(*args, **kwargs), value=False, form=GRADIENT, out=out, grad_output=grad_output)[1]
-        )
+        return cast("Array", delivered(run(args, kwargs, False, GRADIENT)[1]))
 
     name = define.__name__
     for method, returns in ((value_and_grad, "The loss and its gradient"), (grad, "The gradient")):
@@ -106,7 +143,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     return cast("Loss[P]", value)
 
 
-def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any, Any]:
+def _split(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], Any, Any]:
     """Take grad_output and out, third and fourth or by name, from the arguments of a loss."""
     grad_output = kwargs.pop("grad_output", None)
     out = kwargs.pop("out", None)

@@ -39,14 +39,14 @@ def pointwise_pieces(arrays: Sequence[Array]) -> Iterator[tuple[Array, ...]]:
 
 
 def rowwise_pieces(
-    axis: int, per_class: Sequence[Array], per_row: Sequence[Array]
+    axis: int, per_class: Sequence[Array], per_row: Sequence[Array], rows_from: int = ROWS_FROM
 ) -> Iterator[tuple[bool, list[Array], list[Array]]]:
     """Views (outer, classes, inner) of arrays with a class axis, and (outer, inner) of arrays without it.
 
     The first item of a piece says whether its vectors run along the classes, one row after the other (inner is 1).
     """
     classes = per_class[0].shape[axis]
-    along = classes >= ROWS_FROM and all(a.strides[axis] == a.itemsize for a in per_class)
+    along = classes >= rows_from and all(a.strides[axis] == a.itemsize for a in per_class)
     if axis == 1 and per_class[0].ndim == 2:  # the usual case, without the detours that other cases need
         if along:
             yield True, [a[:, :, None] for a in per_class], [a[:, None] for a in per_row]

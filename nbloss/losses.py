@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import problem
-from nbloss.dispatch import choose, loss, solve
+from nbloss.cuda.arrays import delivered
+from nbloss.dispatch import arrived, choose, loss, solve
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, Array, Pointwise, Reduction, Rowwise
 
 Backend = str
@@ -92,8 +93,11 @@ def cross_entropy(
     >>> print(grad.round(4))
     [[-0.341   0.2424  0.0986]]
     """
-    choose(backend, stream)
-    return problem.cross_entropy(logits, target, weight, ignore_index, label_smoothing, axis, reduction, check)
+    return choose(
+        backend,
+        stream,
+        problem.cross_entropy(logits, target, weight, ignore_index, label_smoothing, axis, reduction, check),
+    )
 
 
 @loss
@@ -143,8 +147,7 @@ def nll_loss(
     >>> print(round(nbloss.nll_loss(log_probs, [0, 2]), 10))
     1.228823143
     """
-    choose(backend, stream)
-    return problem.nll_loss(log_probs, target, weight, ignore_index, axis, reduction, check)
+    return choose(backend, stream, problem.nll_loss(log_probs, target, weight, ignore_index, axis, reduction, check))
 
 
 @loss
@@ -200,8 +203,11 @@ def binary_cross_entropy(
     >>> print(round(nbloss.binary_cross_entropy([0.8, 0.2, 0.4], [1, 0, 0]), 10))
     0.3190375755
     """
-    choose(backend, stream)
-    return problem.pointwise("binary_cross_entropy", "probs", probs, target, weight, None, reduction, check)
+    return choose(
+        backend,
+        stream,
+        problem.pointwise("binary_cross_entropy", "probs", probs, target, weight, None, reduction, check),
+    )
 
 
 @loss
@@ -257,9 +263,12 @@ def binary_cross_entropy_with_logits(
     >>> print(round(nbloss.binary_cross_entropy_with_logits(x, [0, 0, 0, 1]), 10))
     0.6573274536
     """
-    choose(backend, stream)
-    return problem.pointwise(
-        "binary_cross_entropy_with_logits", "logits", logits, target, weight, pos_weight, reduction, check
+    return choose(
+        backend,
+        stream,
+        problem.pointwise(
+            "binary_cross_entropy_with_logits", "logits", logits, target, weight, pos_weight, reduction, check
+        ),
     )
 
 
@@ -312,8 +321,9 @@ def mse_loss(
     >>> print(nbloss.mse_loss([1.0, 2.0, 4.0], [1.0, 2.0, 1.0]))
     3.0
     """
-    choose(backend, stream)
-    return problem.pointwise("mse_loss", "input", input, target, weight, None, reduction, check)
+    return choose(
+        backend, stream, problem.pointwise("mse_loss", "input", input, target, weight, None, reduction, check)
+    )
 
 
 @loss
@@ -355,8 +365,7 @@ def l1_loss(
     >>> print(nbloss.l1_loss([1.0, 2.0, 4.0], [1.0, 2.0, 1.0]))
     1.0
     """
-    choose(backend, stream)
-    return problem.pointwise("l1_loss", "input", input, target, weight, None, reduction, check)
+    return choose(backend, stream, problem.pointwise("l1_loss", "input", input, target, weight, None, reduction, check))
 
 
 def logsumexp(
@@ -399,14 +408,15 @@ def logsumexp(
     >>> print(nbloss.logsumexp([[1000.0, 1000.0], [0.0, -40.0]]))
     [1.00069315e+03 4.24835426e-18]
     """
-    choose(backend, stream)
+    (x,) = arrived(["x"], [x], stream)
     if axis is None or isinstance(axis, Sequence):
         values = problem.as_floats("x", x)
         axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
         kept = [k for k in range(values.ndim) if k not in axes]
         x = values.transpose(*kept, *(k for k in axes if k < values.ndim)).reshape(*(values.shape[k] for k in kept), -1)
         axis = -1
-    return solve(problem.rows(x, axis), value=True)[0][()]
+    result = delivered(solve(choose(backend, stream, problem.rows(x, axis)), value=True)[0])
+    return result[()] if isinstance(result, np.ndarray) else result
 
 
 def log_softmax(
@@ -452,8 +462,7 @@ def log_softmax(
     >>> print(nbloss.log_softmax([0.0, 0.0]))
     [-0.69314718 -0.69314718]
     """
-    choose(backend, stream)
-    return _map_rows(x, axis, out, LOG_SOFTMAX)
+    return _map_rows(x, axis, out, backend, stream, LOG_SOFTMAX)
 
 
 def softmax(
@@ -493,13 +502,15 @@ def softmax(
     >>> print(nbloss.softmax([0.0, 0.0]))
     [0.5 0.5]
     """
-    choose(backend, stream)
-    return _map_rows(x, axis, out, GRADIENT)
+    return _map_rows(x, axis, out, backend, stream, GRADIENT)
 
 
-def _map_rows(x: ArrayLike, axis: SupportsIndex, out: Array | None, form: int) -> Array:
+def _map_rows(
+    x: ArrayLike, axis: SupportsIndex, out: Array | None, backend: Backend, stream: object, form: int
+) -> Array:
+    x, given = arrived(["x", "out"], [x, out], stream)
     values = problem.as_floats("x", x)
-    flat = out.reshape(1) if isinstance(out, np.ndarray) and out.shape == values.shape == () else out
-    result = solve(problem.rows(values, axis), value=False, form=form, out=flat)[1]
+    flat = given.reshape(1) if isinstance(given, np.ndarray) and given.shape == values.shape == () else given
+    result = solve(choose(backend, stream, problem.rows(values, axis)), value=False, form=form, out=flat)[1]
     assert result is not None
-    return out if out is not None else result.reshape(values.shape)
+    return out if out is not None else cast("Array", delivered(result.reshape(values.shape)))

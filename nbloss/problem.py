@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, SupportsIndex
+from typing import Any, ClassVar, Literal, SupportsIndex, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +31,8 @@ class Pointwise:
     pos_weight: Array | None
     reduction: Reduction
     check: bool
+    backend: str = "auto"
+    stream: object = None
     arrays: ClassVar = ("target", "weight", "pos_weight")
 
     @property
@@ -53,6 +55,8 @@ class Rowwise:
     label_smoothing: float = 0.0
     normalized: bool = False  # x holds log-probabilities already
     check: bool = True
+    backend: str = "auto"
+    stream: object = None
     arrays: ClassVar = ("labels", "probabilities", "weight")
 
     @property
@@ -61,7 +65,7 @@ class Rowwise:
         return self.x.shape[: self.axis] + self.x.shape[self.axis + 1 :]
 
 
-NO_CUDA = "this version of nbloss has none; copy arrays to the host and use backend='cpu'"
+WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
 
 
 # --- arrays -------------------------------------------------------------------------------------------------
@@ -73,6 +77,27 @@ NATIVE = {np.dtype("f2"), FLOAT32, FLOAT64}
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Whether this is ml_dtypes' bfloat16 (which NumPy knows by name only)."""
     return dtype.kind == "V" and dtype.name == "bfloat16"
+
+
+def bfloat16() -> np.dtype[Any]:
+    """ml_dtypes' bfloat16."""
+    try:
+        from ml_dtypes import bfloat16 as scalar
+    except ImportError:
+        raise TypeError("bfloat16 arrays need the package ml_dtypes: pip install ml_dtypes") from None
+    wanted: np.dtype[Any] = np.dtype(scalar)
+    return wanted
+
+
+def is_device_view(value: object) -> TypeGuard[Any]:
+    """Whether this is memory of a device (nbloss.cuda.arrays): it has a shape and a dtype, and cannot be read here."""
+    return device_of(value) is not None
+
+
+def device_of(value: object) -> int | None:
+    """The number of the device that an array is on; None on the host."""
+    home = getattr(value, "home", None)
+    return None if home is None else home.number
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -92,10 +117,8 @@ def as_floats(name: str, value: ArrayLike) -> Array:
 
 
 def _as_array(name: str, value: ArrayLike) -> Array:
-    if type(value) is np.ndarray:
+    if type(value) is np.ndarray or is_device_view(value):
         return value
-    if hasattr(value, "__cuda_array_interface__"):
-        raise RuntimeError(f"{name} is a device array, and the CUDA backend cannot be used: {NO_CUDA}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array: fill it, or select the valid elements first")
     try:
@@ -116,6 +139,9 @@ def _as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
 def _as_labels(array: Array) -> Array:
     if array.dtype.kind == "b":
         return array.view(np.uint8)
+    if is_device_view(array):
+        device_labels: Array = array
+        return device_labels
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # compared as int64: no huge label may wrap around
         clipped: Array = np.minimum(array, np.uint64(2**63 - 1)).astype(np.int64)
         return clipped
@@ -147,7 +173,7 @@ def _class_weight(value: ArrayLike | None, classes: int, dtype: np.dtype[Any]) -
     weight = _as_real("weight", value, dtype)
     if weight.shape != (classes,):
         raise ValueError(f"weight must have shape ({classes},), one for each class, got {weight.shape}")
-    return np.ascontiguousarray(weight, dtype)
+    return weight.astype(dtype, order="C", copy=False)
 
 
 def _broadcast_weight(name: str, value: ArrayLike | None, x: Array) -> Array | None:
@@ -156,7 +182,7 @@ def _broadcast_weight(name: str, value: ArrayLike | None, x: Array) -> Array | N
     dtype = compute_dtype(x.dtype)
     weight = _as_real(name, value, dtype).astype(dtype, copy=False)
     try:
-        return np.broadcast_to(weight, x.shape)
+        return np.broadcast_to(weight, x.shape, subok=True)
     except ValueError:
         raise ValueError(f"{name} must broadcast to the input's shape {x.shape}, got shape {weight.shape}") from None
 
@@ -308,7 +334,10 @@ def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Arr
     """grad_output as float64, 0-d or of the unreduced loss's shape."""
     if grad_output is None:
         return _ONE
-    factor = _as_real("grad_output", grad_output, FLOAT64).astype(np.float64, copy=False)
+    wanted = compute_dtype(problem.x.dtype) if is_device_view(grad_output) else FLOAT64
+    factor = _as_real("grad_output", grad_output, wanted).astype(wanted, copy=False)
+    if device_of(factor) != device_of(problem.x) and (factor.ndim or is_device_view(factor)):
+        raise TypeError(_APART.format("grad_output"))
     if factor.ndim == 0 or (problem.reduction == "none" and factor.shape == problem.shape):
         return factor
     expected = f"a scalar or of the loss's shape {problem.shape}" if problem.reduction == "none" else "a scalar"
@@ -320,11 +349,13 @@ _ONE = np.array(1.0)
 
 def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None) -> tuple[Array, bool]:
     """The array that receives the gradient, and whether it is the input itself."""
-    x = problem.x
+    x: Any = problem.x
     if out is None:
-        return np.empty(x.shape, x.dtype), False
+        return (x.home.empty(x.shape, x.dtype) if is_device_view(x) else np.empty(x.shape, x.dtype)), False
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if device_of(out) != device_of(x):
+        raise TypeError(_APART.format("out"))
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError("out must not be a masked array")
     if out.shape != x.shape:
@@ -347,6 +378,21 @@ def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None
     return out, in_place
 
 
+_APART = "{} must be where the input is: both on the host, or both on one device"
+
+
+def at_one_place(problem: Pointwise | Rowwise) -> bool:
+    """Whether the arrays of a problem are on a device; TypeError where some are and some are not."""
+    device = device_of(problem.x)
+    for name in problem.arrays:
+        array = getattr(problem, name)
+        if array is not None and device_of(array) != device:
+            number = device_of(array) is None and isinstance(problem, Pointwise) and not any(array.strides)
+            if not number:
+                raise TypeError(_APART.format("target" if name in ("labels", "probabilities") else name))
+    return device is not None
+
+
 _OVERLAP = "out must be the input itself or apart from all arguments, but it overlaps {}"
 
 
@@ -365,6 +411,32 @@ def _overlap(a: Array, b: object) -> bool:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # NumPy's stub knows -1 and 0 only
     except np.exceptions.TooHardError:
         return True
+
+
+def refuse_labels(labels: Array, classes: int, ignore_index: int) -> None:
+    """IndexError for the first label that is neither a class nor ignored, if there is one."""
+    beyond = labels >= np.uint64(classes) if labels.dtype == np.uint64 else labels.astype(np.int64) >= classes
+    wide = labels.astype(np.int64)
+    bad = ((wide < 0) | beyond) & ((wide != ignore_index) | (beyond & (wide < 0)))
+    if bad.any():
+        place, value = _first(labels, bad)
+        raise IndexError(
+            f"target{place} is {value}: class indices must be in [0, {classes}) or equal ignore_index ({ignore_index})"
+        )
+
+
+def refuse_probabilities(probs: Array) -> None:
+    """ValueError for the first probability outside [0, 1], if there is one."""
+    bad = (probs < 0) | (probs > 1)
+    if bad.any():
+        place, value = _first(probs, bad)
+        raise ValueError(f"probs must be in [0, 1], got probs{place} = {value}")
+
+
+def _first(array: Array, wrong: Array) -> tuple[str, Any]:
+    """Where the first wrong element is, as an index is written, and its value."""
+    index = np.unravel_index(np.flatnonzero(wrong)[0], array.shape)
+    return f"[{', '.join(map(str, index))}]" if index else "", array[index]
 
 
 def divided(total: float, count: float) -> float:

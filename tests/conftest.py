@@ -1,9 +1,13 @@
 """The backends that every numerical test runs on."""
 
+import importlib
+import os
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nbloss import dispatch, losses
 from nbloss.cpu import launch
 
 # A few thousand cases in all; `--hypothesis-profile=long` tries a hundred times as many.
@@ -12,14 +16,63 @@ settings.register_profile("long", deadline=None, max_examples=25_000, suppress_h
 settings.load_profile("default")
 
 
-@pytest.fixture(params=["cpu-serial", "cpu-parallel"])
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+CUDA = SIMULATED or os.environ.get("NBLOSS_TEST_CUDA") == "1"
+DEVICE = "cuda-simulator" if SIMULATED else "cuda"
+
+if SIMULATED:
+    simulator = importlib.import_module("simulator")
+    simulator.install()
+    settings.register_profile("simulator", deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+    settings.load_profile("simulator")
+
+
+def few(n, most=12):
+    """So many rows or elements; where a device is simulated, no more than it can do in a second."""
+    return min(n, most) if SIMULATED else n
+
+
+def pytest_collection_modifyitems(config, items):
+    """With CUDA, what is about the CPU alone is left out."""
+    for item in items if CUDA else []:
+        if item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(reason="about the CPU backend alone"))
+        if SIMULATED:  # a simulated float32 is a NumPy scalar, and warns
+            item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
+
+
+@pytest.fixture(params=[DEVICE] if CUDA else ["cpu-serial", "cpu-parallel"])
 def backend(request, monkeypatch):
     """Many small blocks, on one thread or on all."""
+    if CUDA:
+        return request.param
     if request.param == "cpu-parallel" and launch.max_threads() < 2:
         pytest.skip("one processor")
     monkeypatch.setattr(launch, "BLOCK", 64)
     monkeypatch.setattr(launch, "PARALLEL", 0 if request.param == "cpu-parallel" else 1 << 60)
     return request.param
+
+
+@pytest.fixture(autouse=CUDA, scope="session")
+def on_the_device():
+    """Let "auto" take host arrays to the device, so that the tests of the CPU hold for CUDA too."""
+    if not CUDA:
+        return
+    from nbloss.cuda import solve
+
+    as_asked = dispatch.choose
+
+    def choose(backend, stream, problem):
+        return as_asked("cuda" if backend == "auto" else backend, stream, problem)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "choose", choose)
+        if SIMULATED:  # blocks of a few threads, with two to a warp, and spans that rows do not fit in
+            patch.setattr(solve, "WARP", 2)
+            patch.setattr(solve, "ROW_SHAPES", ((8, 2, 2, 16), (300, 4, 1, 16), (1 << 60, 4, 1, 64)))
+            for name, threads in (("PLANE_THREADS", 4), ("POINT_THREADS", 4), ("SUM_THREADS", 4), ("SUM_EACH", 8)):
+                patch.setattr(solve, name, threads)
+        yield
 
 
 @pytest.fixture

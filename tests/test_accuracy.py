@@ -3,6 +3,7 @@
 import mpmath
 import numpy as np
 import pytest
+from conftest import SIMULATED, few
 
 import nbloss
 
@@ -41,6 +42,7 @@ def row_reference(x, labels):
 @pytest.mark.parametrize(("scale", "limit"), [(1, 4), (3, 4), (10, 24), (30, 24)])
 @pytest.mark.parametrize(("rows", "classes"), [(400, 2), (400, 10), (200, 257), (100, 1000), (20, 50_000)])
 def test_cross_entropy_rows(rng, dtype, scale, limit, rows, classes):
+    rows, classes = few(rows), few(classes, 1200)
     x = (rng.standard_normal((rows, classes)) * scale).astype(dtype)
     labels = rng.integers(0, classes, rows)
     loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
@@ -88,7 +90,13 @@ def test_a_common_offset_changes_nothing(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", [0, 1])
 def test_binary_cross_entropy_with_logits(rng, dtype, target):
-    x = np.concatenate([np.linspace(-90, 90, 20_001), rng.standard_normal(10_000), 10.0 ** rng.uniform(-30, 0, 2000)])
+    x = np.concatenate(
+        [
+            np.linspace(-90, 90, few(20_001, 400)),
+            rng.standard_normal(few(10_000, 200)),
+            10.0 ** rng.uniform(-30, 0, few(2000, 200)),
+        ]
+    )
     x = x.astype(dtype)
     loss, gradient = nbloss.binary_cross_entropy_with_logits.value_and_grad(
         x, np.full_like(x, target), reduction="none"
@@ -103,7 +111,13 @@ def test_binary_cross_entropy_with_logits(rng, dtype, target):
 @extended
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_binary_cross_entropy(rng, dtype):
-    p = np.concatenate([rng.random(20_000), 10.0 ** rng.uniform(-37, 0, 5000), 1 - 10.0 ** rng.uniform(-7, 0, 5000)])
+    p = np.concatenate(
+        [
+            rng.random(few(20_000, 400)),
+            10.0 ** rng.uniform(-37, 0, few(5000, 200)),
+            1 - 10.0 ** rng.uniform(-7, 0, few(5000, 200)),
+        ]
+    )
     p = p.astype(dtype)
     wide = p.astype(LONG)
     with np.errstate(divide="ignore"):
@@ -114,7 +128,7 @@ def test_binary_cross_entropy(rng, dtype):
 
 def test_float32_mean_over_many_elements(rng):
     """Sums run in float64: within 1 ulp over 4 million elements, of equal values too."""
-    n = 4_000_000
+    n = 2_000 if SIMULATED else 4_000_000
     for x in (rng.random(n, dtype=np.float32), np.full(n, 0.1, np.float32), np.full(n, 1.7, np.float32)):
         target = np.zeros_like(x)
         assert ulps(nbloss.l1_loss(x, target), x.astype(np.float64).mean()) <= 1

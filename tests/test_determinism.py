@@ -6,6 +6,8 @@ import pytest
 import nbloss
 from nbloss.cpu import launch
 
+pytestmark = pytest.mark.cpu
+
 ROWS = [(700, 10), (600, 100), (300, 1000), (20, 9000), (8, 70_001), (3, 7, 4099)]
 
 

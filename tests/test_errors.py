@@ -127,8 +127,12 @@ class TestEveryLoss:
             *arguments(name),
             backend="gpu",
         )
+
+    @pytest.mark.cpu
+    def test_backend_that_cannot_be_used(self, name):
         refuses(RuntimeError, r"backend='cuda' cannot be used", getattr(nbloss, name), *arguments(name), backend="cuda")
 
+    @pytest.mark.cpu
     def test_stream(self, name):
         refuses(ValueError, r"stream applies to device arrays", getattr(nbloss, name), *arguments(name), stream=1)
 
@@ -317,6 +321,7 @@ class FakeDeviceArray:
     __cuda_array_interface__ = {"shape": (4, 3), "typestr": "<f8", "data": (0, False), "version": 3}  # noqa: RUF012
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", ROWWISE + POINTWISE)
 def test_device_arrays(name):
     x, target = arguments(name)

@@ -9,6 +9,8 @@ from test_layouts import LAYOUTS
 
 import nbloss
 
+pytestmark = pytest.mark.cpu
+
 REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
 FORMS = st.sampled_from(["value", "apart", "framed", "in place"])
 layouts = st.sampled_from(sorted(set(LAYOUTS) - {"read-only"}))

@@ -141,6 +141,7 @@ def test_lists_and_scalars():
     assert nbloss.binary_cross_entropy_with_logits.grad(0.0, True) == -0.5
 
 
+@pytest.mark.cpu  # it would be 8 GB on a device
 def test_more_elements_than_int32_counts():
     """2^31 elements and more, through rows that are all one row in memory."""
     row = np.linspace(-1, 1, 1 << 12, dtype=np.float32)

@@ -9,6 +9,8 @@ from nbloss import formulas
 from nbloss.cpu import vecmath
 from nbloss.cpu.simd import lanes, read, write
 
+pytestmark = pytest.mark.cpu
+
 
 def over_arrays(function):
     """A vector function as one over arrays."""

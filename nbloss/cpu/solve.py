@@ -17,11 +17,22 @@ from nbloss.cpu.launch import BLOCK
 from nbloss.cpu.pointwise import GRADIENT, VALUE
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
-from nbloss.problem import FLOAT32, FLOAT64, LOSS_ONLY, Array, Pointwise, Rowwise, compute_dtype, divided
+from nbloss.problem import (
+    FLOAT32,
+    FLOAT64,
+    LOSS_ONLY,
+    WEIGHTED_MEAN,
+    Array,
+    Pointwise,
+    Rowwise,
+    compute_dtype,
+    divided,
+    refuse_labels,
+    refuse_probabilities,
+)
 
 _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
-WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
 STREAM_FROM = 1 << 24  # bytes of gradient from which it is written past the caches
 
 
@@ -92,16 +103,8 @@ def _run_pointwise(
         total += piece[0]
         faults += piece[1]
     if faults and problem.check:
-        probs = problem.x
-        place, value = _first(probs, (probs < 0) | (probs > 1))
-        raise ValueError(f"probs must be in [0, 1], got probs{place} = {value}")
+        refuse_probabilities(problem.x)
     return total
-
-
-def _first(array: Array, wrong: Array) -> tuple[str, Any]:
-    """Where the first wrong element is, as an index is written, and its value."""
-    index = np.unravel_index(np.flatnonzero(wrong)[0], array.shape)
-    return f"[{', '.join(map(str, index))}]" if index else "", array[index]
 
 
 def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Array) -> Any:
@@ -176,15 +179,8 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
 
 
 def _raise_if_bad(problem: Rowwise, found: Array) -> None:
-    labels, ignore = problem.labels, problem.ignore_index
-    if not found[0] or not problem.check or labels is None:
-        return
-    classes = problem.x.shape[problem.axis]
-    wide = labels.astype(np.int64)
-    place, value = _first(labels, ((wide < 0) | (wide >= classes)) & (wide != ignore))
-    raise IndexError(
-        f"target{place} is {value}: class indices must be in [0, {classes}) or equal ignore_index ({ignore})"
-    )
+    if found[0] and problem.check and problem.labels is not None:
+        refuse_labels(problem.labels, problem.x.shape[problem.axis], problem.ignore_index)
 
 
 # --- compiling ahead ----------------------------------------------------------------------------------------

@@ -1,0 +1,192 @@
+"""Device memory as seen from the host. Nothing here imports CUDA.
+
+Inside nbloss, device memory is a `DeviceView`: a NumPy view whose data pointer is a device address. NumPy's own
+algebra of shapes and strides (transpose, reshape, broadcast, overlap) then serves both backends, and no element is ever
+read through it. What a user receives is a `DeviceArray`, which other libraries take without a copy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nbloss.problem import Array, is_bfloat16
+
+if TYPE_CHECKING:
+    from nbloss.cuda.device import Home
+
+DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+_ON_HOST = (np.ndarray, list, tuple, int, float, str, type(None))
+
+
+def on_device(value: object) -> bool:
+    """Whether an argument is an array on a CUDA device."""
+    if isinstance(value, _ON_HOST):
+        return False
+    ask = getattr(value, "__dlpack_device__", None)
+    if ask is not None:
+        return ask()[0] in DLPACK_CUDA
+    return hasattr(value, "__cuda_array_interface__")
+
+
+class DeviceView(np.ndarray[tuple[int, ...], np.dtype[Any]]):
+    """Shape, strides, dtype and address of device memory; its elements cannot be read from the host."""
+
+    home: Home  # the device and the stream
+    source: object  # the user's array, if this is one
+    keeper: object  # what holds the memory
+
+    __array_ufunc__ = None  # type: ignore[assignment]  # arithmetic would read device memory from the host
+
+    def __array_finalize__(self, source: object) -> None:
+        self.home = getattr(source, "home", None)  # type: ignore[assignment]
+        self.source = getattr(source, "source", None)
+        self.keeper = getattr(source, "keeper", None)
+
+    @property
+    def address(self) -> int:
+        """Where the first element lies."""
+        address: int = self.__array_interface__["data"][0]
+        return address
+
+    def astype(self, dtype: Any, *_: object, copy: bool = True, **__: object) -> DeviceView:  # type: ignore[override]
+        """A contiguous array of another dtype, converted on the device; the same one where nothing changes."""
+        if not copy and self.dtype == dtype and self.flags.c_contiguous:
+            return self
+        return self.home.converted(self, np.dtype(dtype))
+
+    def reshape(self, *shape: Any, **_: object) -> DeviceView:  # type: ignore[override]
+        """A view of another shape; of a copy made on the device, where strides allow none."""
+        view = self.view()
+        try:
+            view.shape = shape[0] if isinstance(shape[0], (tuple, list)) else shape
+        except AttributeError:
+            return self.astype(self.dtype).reshape(*shape)
+        return view  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"DeviceView(shape={self.shape}, dtype={self.dtype})"
+
+
+class _Interface:
+    """What NumPy asks for to lay a view over an address."""
+
+    def __init__(self, **interface: Any) -> None:
+        self.__array_interface__ = {"version": 3, **interface}
+
+
+def view_at(
+    address: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    read_only: bool,
+    home: Home,
+    keeper: object,
+    source: object = None,
+) -> DeviceView:
+    """A view of the device memory at an address."""
+    if 0 in shape:
+        plain: Array = np.empty(shape, dtype)
+    else:
+        typestr = f"<V{dtype.itemsize}" if is_bfloat16(dtype) else dtype.str
+        interface = _Interface(data=(address, read_only), shape=shape, strides=strides, typestr=typestr)
+        plain = np.asarray(interface)
+        if is_bfloat16(dtype):
+            plain = plain.view(dtype)
+    view = plain.view(DeviceView)
+    view.flags.writeable = not read_only
+    view.home, view.keeper, view.source = home, keeper, source
+    return view
+
+
+def delivered(array: Any) -> Any:
+    """A result as the user receives it: their own array, where they gave one to write into."""
+    if not isinstance(array, DeviceView):
+        return array
+    return DeviceArray(array) if array.source is None else array.source
+
+
+class DeviceArray:
+    """An array on a CUDA device, as nbloss returns it.
+
+    CuPy, PyTorch, JAX and Numba take it without a copy (``__dlpack__``, ``__cuda_array_interface__``);
+    `copy_to_host`, ``np.asarray`` and, for one element, ``float`` wait for the device and copy it to the host.
+    """
+
+    def __init__(self, view: DeviceView) -> None:
+        self._view = view
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._view.shape
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element to the next along each axis."""
+        return self._view.strides
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._view.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._view.ndim
+
+    @property
+    def size(self) -> int:
+        return self._view.size
+
+    @property
+    def nbytes(self) -> int:
+        return self._view.nbytes
+
+    @property
+    def device(self) -> int:
+        """Number of the device."""
+        return self._view.home.number
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        view = self._view
+        return {
+            "version": 3,
+            "shape": view.shape,
+            "strides": None if view.flags.c_contiguous else view.strides,
+            "typestr": view.dtype.str,
+            "data": (view.address if view.size else 0, False),
+            "stream": view.home.stream or 1,  # 1: the legacy default stream
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return DLPACK_CUDA[0], self.device
+
+    def __dlpack__(self, **options: Any) -> object:
+        return self._view.home.dlpack(self._view, **options)
+
+    def copy_to_host(self) -> Array:
+        """The elements as a NumPy array, once the device has computed them."""
+        return self._view.home.download(self._view)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("an array on a device cannot be read without a copy")
+        host = self.copy_to_host()
+        return host if dtype is None else host.astype(dtype)
+
+    def item(self) -> Any:
+        """The one element, as a Python scalar."""
+        return self.copy_to_host().item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __repr__(self) -> str:
+        return f"DeviceArray(shape={self.shape}, dtype={self.dtype}, device={self.device})"

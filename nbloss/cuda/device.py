@@ -1,0 +1,126 @@
+"""Homes: a device and the stream on it where a call's arrays live, are made, and are worked on."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from nbloss.cuda import driver as real_driver
+from nbloss.cuda.arrays import DeviceView, view_at
+from nbloss.problem import Array, bfloat16
+
+
+def memory() -> Any:
+    """What stands for the device: the driver, or the simulator's memory."""
+    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1":
+        from nbloss.cuda import simulator
+
+        return simulator
+    return real_driver
+
+
+def require(what: str) -> None:
+    """RuntimeError with the reason, if no device can be used."""
+    reason = memory().why_not()
+    if reason is not None:
+        raise RuntimeError(f"{what} cannot be used: {reason}")
+
+
+def description() -> str:
+    """Whether the backend can be used, and with what."""
+    reason = memory().why_not()
+    return f"not usable: {reason}" if reason else f"usable: {', '.join(memory().device_names())}"
+
+
+class Home:
+    """A device and a stream."""
+
+    def __init__(self, number: int, stream: int) -> None:
+        self.number, self.stream, self._memory = number, stream, memory()
+        self._memory.check_stream(number, stream)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
+        """New memory."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        address, keeper = self._memory.allocate(self.number, size, self.stream)
+        return view_at(address, shape, None, dtype, False, self, keeper)
+
+    def zeros(self, size: int) -> DeviceView:
+        """New memory of this many bytes, all 0."""
+        view = self.empty((size,), np.dtype(np.uint8))
+        self.clear(view.address, size)
+        return view
+
+    def clear(self, address: int, size: int) -> None:
+        """Fill memory with zeros."""
+        self._memory.clear(address, size, self.number, self.stream)
+
+    def upload(self, array: Array) -> DeviceView:
+        """A contiguous copy on the device."""
+        source = np.ascontiguousarray(array).reshape(array.shape)
+        view = self.empty(array.shape, source.dtype)
+        if source.size:
+            self._memory.copy_to_device(view.address, source.ctypes.data, source.nbytes, self.number, self.stream)
+        return view
+
+    def download(self, view: DeviceView) -> Array:
+        """A copy on the host, once the device has computed it."""
+        if not view.size:
+            return np.empty(view.shape, view.dtype)
+        reach = [(n - 1) * step for n, step in zip(view.shape, view.strides)]
+        low = view.address + sum(step for step in reach if step < 0)
+        high = view.address + sum(step for step in reach if step > 0) + view.itemsize
+        raw = np.empty(high - low, np.uint8)
+        self._memory.copy_to_host(raw.ctypes.data, low, raw.nbytes, self.number, self.stream)
+        host: Array = np.ndarray(view.shape, view.dtype, raw, view.address - low, view.strides)
+        return host
+
+    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
+        """Start a kernel."""
+        self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments)
+
+    def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
+        """A contiguous copy of another dtype."""
+        from nbloss.cuda import solve  # it is kernels that convert, and they are compiled for nothing else
+
+        result: DeviceView = solve.converted(view, dtype)
+        return result
+
+    def dlpack(self, view: DeviceView, **options: Any) -> object:
+        return self._memory.dlpack(view, **options)
+
+
+def stream_pointer(stream: object) -> int:
+    """The address of a CUDA stream: an int, or a stream of Numba, CuPy, PyTorch, cuda.core or ``__cuda_stream__``."""
+    if stream is None:
+        return 0
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    protocol = getattr(stream, "__cuda_stream__", None)
+    if protocol is not None:
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for name in ("cuda_stream", "ptr", "handle"):
+        pointer = getattr(stream, name, None)
+        if pointer is not None:
+            return int(getattr(pointer, "value", pointer) or 0)
+    raise TypeError(f"stream must be an integer or a CUDA stream, got {type(stream).__name__}")
+
+
+def arrive(name: str, value: Any, stream: object) -> DeviceView:
+    """A user's device array as a view."""
+    require(f"{name} is a device array, and the CUDA backend")
+    pointer = stream_pointer(stream)
+    try:
+        address, shape, strides, dtype, read_only, number, keeper = memory().layout_of(value, pointer)
+    except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise TypeError(f"{name} cannot be taken from its device: {' '.join(str(error).split())}") from None
+    if dtype.kind == "V" and dtype.itemsize == 2:
+        dtype = bfloat16()
+    steps = strides or ()
+    if address % dtype.alignment or any(step % dtype.alignment for step in steps):
+        raise ValueError(
+            f"{name} must be aligned: its address and strides must be multiples of {dtype.alignment} bytes"
+        )
+    return view_at(address, tuple(shape), strides, dtype, read_only, Home(number, pointer), keeper, value)

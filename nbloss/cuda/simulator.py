@@ -1,0 +1,65 @@
+"""Device memory where Numba simulates the device (NUMBA_ENABLE_CUDASIM=1): memory of the host.
+
+The same functions as nbloss.cuda.driver; `number` and `stream` mean nothing here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", "np.dtype[Any]", bool, int, object]
+
+
+def why_not() -> str | None:
+    """Why no device can be used, or None."""
+    return None
+
+
+def device_names() -> list[str]:
+    return ["simulator"]
+
+
+def current_device() -> int:
+    return 0
+
+
+def layout_of(value: Any, stream: int) -> Layout:
+    """(address, shape, strides in bytes, dtype, whether it is read-only, device, owner) of an array."""
+    interface = value.__cuda_array_interface__
+    address, read_only = interface["data"]
+    number = getattr(value, "device", 0)
+    dtype = np.dtype(interface["typestr"])
+    return address, interface["shape"], interface.get("strides"), dtype, read_only, number, value
+
+
+def check_stream(number: int, stream: int) -> None:
+    """Raise if the stream is not one of this device."""
+
+
+def allocate(number: int, size: int, stream: int) -> tuple[int, object]:
+    """(address, owner) of new memory, aligned as device memory is."""
+    raw = np.empty(size + 256, np.uint8)
+    return -(-raw.ctypes.data // 256) * 256, raw
+
+
+def copy_to_host(destination: int, address: int, size: int, number: int, stream: int) -> None:
+    ctypes.memmove(destination, address, size)
+
+
+def copy_to_device(address: int, source: int, size: int, number: int, stream: int) -> None:
+    ctypes.memmove(address, source, size)
+
+
+def clear(address: int, size: int, number: int, stream: int) -> None:
+    ctypes.memset(address, 0, size)
+
+
+def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
+    kernel[blocks, threads](*arguments)
+
+
+def dlpack(view: Any, **options: Any) -> object:
+    raise BufferError("the simulator has no device memory to share")

@@ -1,0 +1,374 @@
+"""The CUDA backend: a canonical problem in, results out, on the device or on the host it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from nbloss import layout
+from nbloss import problem as problems
+from nbloss.cuda import device
+from nbloss.cuda import pointwise as pointwise_kernels
+from nbloss.cuda import rowwise as rowwise_kernels
+from nbloss.cuda import sums as sum_kernels
+from nbloss.cuda.arrays import DeviceView
+from nbloss.cuda.device import Home
+from nbloss.cuda.intrinsics import LABEL_CODE, VECTOR_BYTES
+from nbloss.cuda.pointwise import CHUNKS, GRADIENT, VALUE
+from nbloss.problem import FLOAT64, LOSS_ONLY, WEIGHTED_MEAN, Array, Pointwise, Rowwise, compute_dtype, divided
+
+View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
+
+WARP = 32
+# How rows of up to so many classes are shared out: (classes, threads a row, rows a block, values a thread in a span).
+# A thread holds its values in registers: 32 of them and what else it needs are fewer than the 128 that 512 threads may
+# have each; of float64, and beside a target with mass on every class, it holds half as many.
+ROW_SHAPES = ((128, 8, 16, 16), (512, 32, 4, 16), (2048, 128, 1, 16), (4096, 256, 1, 16), (16384, 512, 1, 32))
+PLANE_THREADS = 128
+POINT_THREADS = 256
+SUM_THREADS, SUM_EACH = 256, 16  # threads a block and elements a thread of sums over rows and blocks
+
+# Scratch of a call: a count of faults (int64), the divisor of a mean (float64), the factor of its gradient.
+FAULTS, DIVISOR, FACTOR, SCRATCH = 0, 8, 16, 24
+
+
+def _code(dtype: np.dtype[Any]) -> str:
+    return {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}[dtype.name]
+
+
+@cache
+def _compiled(factory: Callable[..., Any], *options: Any) -> Any:
+    return cuda.jit(factory(*options))
+
+
+def _address(view: View) -> int:
+    return 0 if view is None or not view.size else view.address
+
+
+# --- host arrays ------------------------------------------------------------------------------------------------
+
+
+def through_device(
+    problem: Pointwise | Rowwise, value: bool, form: int, out: View, in_place: bool, factor: Array
+) -> Any:
+    """Solve a problem of host arrays: copied in, and results copied out."""
+    home = Home(device.memory().current_device(), device.stream_pointer(problem.stream))
+    copies: dict[str, Any] = {
+        n: home.upload(a) for n in ("x", *problem.arrays) if (a := getattr(problem, n)) is not None
+    }
+    moved = dataclasses.replace(problem, **copies)
+    written: View = None
+    if out is not None:
+        written = moved.x if in_place else home.empty(out.shape, moved.x.dtype)
+    factor = factor if factor.ndim == 0 else home.upload(factor.astype(compute_dtype(moved.x.dtype)))
+    loss = run(moved, value, form, written, in_place, factor)
+    if out is not None:
+        out[...] = home.download(written)
+    if loss is None:
+        return None
+    host = home.download(loss)
+    return host if problem.reduction == "none" else host[()]
+
+
+def run(problem: Pointwise | Rowwise, value: bool, form: int, out: View, in_place: bool, factor: Array) -> View:
+    """The loss if `value`, and what `form` says in `out`."""
+    x: View = problem.x
+    for name in problem.arrays:  # a number may come from the host
+        array = getattr(problem, name)
+        if array is not None and not isinstance(array, DeviceView):
+            number = x.home.upload(array[(0,) * array.ndim])
+            setattr(problem, name, np.broadcast_to(number, array.shape, subok=True))
+    if isinstance(problem, Pointwise):
+        return pointwise(problem, value, out, in_place, factor)
+    return rowwise(problem, value, form, out, factor)
+
+
+# --- what both families share -------------------------------------------------------------------------------------
+
+
+def converted(view: View, dtype: np.dtype[Any]) -> View:
+    """A contiguous copy of another dtype."""
+    result = view.home.empty(view.shape, dtype)
+    view = view.view(np.uint8) if view.dtype.kind == "b" else view
+    source = LABEL_CODE[view.dtype.char] if view.dtype.kind in "iu" else _code(view.dtype)
+    _convert(_compiled(sum_kernels.convert, source, _code(dtype)), view, result)
+    return result
+
+
+def _clear(view: View) -> None:
+    if view.flags.c_contiguous or view.flags.f_contiguous:
+        view.home.clear(view.address, view.nbytes)
+        return
+    code = _code(view.dtype)
+    _convert(_compiled(sum_kernels.convert, code, code), None, view)
+
+
+def _convert(kernel: Any, source: View, destination: View) -> None:
+    if not destination.size:
+        return
+    pieces: Any = layout.pointwise_pieces([destination] if source is None else [destination, source])
+    for to, *given in pieces:
+        outer, inner = to.shape
+        read = (given[0].address, *given[0].strides) if given else (0, 0, 0)
+        blocks = -(-outer * inner // POINT_THREADS)
+        to.home.launch(kernel, blocks, POINT_THREADS, read, (to.address, *to.strides), outer, inner)
+
+
+def _mean_of(home: Home, values: View, code: str, divisor_at: int, divisor: float, dtype: np.dtype[Any]) -> View:
+    """The sum of all values (side by side) over a divisor, 0-d."""
+    partial, count = _partial(home, values, code)
+    result = home.empty((), dtype)
+    kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
+    home.launch(kernel, 1, SUM_THREADS, _address(partial), count, divisor_at, 0.0, divisor, 0, result.address)
+    return result
+
+
+def _partial(home: Home, values: View, code: str) -> tuple[View, int]:
+    """Sums of neighbours in float64, few enough for one block."""
+    count = values.size
+    while True:
+        each = SUM_THREADS * SUM_EACH
+        blocks = -(-count // each)
+        partial = home.empty((max(blocks, 1),), FLOAT64)
+        if blocks:
+            kernel = _compiled(sum_kernels.partial_sums, code, SUM_THREADS, WARP, SUM_EACH)
+            home.launch(kernel, blocks, SUM_THREADS, values.address, count, partial.address)
+        if blocks <= each:
+            return partial, blocks
+        values, count, code = partial, blocks, "d"
+
+
+def _faults(home: Home, at: int) -> bool:
+    """Whether a kernel has found a fault: waits for the device."""
+    found = np.zeros(1, np.int64)
+    device.memory().copy_to_host(found.ctypes.data, at, 8, home.number, home.stream)
+    return bool(found[0])
+
+
+def _constant(home: Home, value: float, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> View:
+    return home.upload(np.full(shape, value, dtype))
+
+
+# --- pointwise ------------------------------------------------------------------------------------------------
+
+
+def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor: Array) -> View:
+    """The loss if `value`, and its gradient in `out` if there is one."""
+    x: View = problem.x
+    home = x.home
+    dtype = compute_dtype(x.dtype)
+    checked = problem.check and problem.name == "binary_cross_entropy"
+    weighted = problem.reduction == "mean" and problem.weight is not None and problem.name in WEIGHTED_MEAN
+    count = float(x.size) if problem.reduction == "mean" else 1.0
+    loss = home.empty(x.shape, dtype) if value and problem.reduction == "none" else None
+    if not x.size:
+        if loss is not None or not value:
+            return loss
+        return _constant(home, divided(0.0, count) if problem.reduction == "mean" else 0.0, dtype)
+    scratch = home.zeros(SCRATCH) if checked or weighted else None
+    at = _address(scratch)
+    host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
+    scale = host_factor if weighted else divided(host_factor, count)
+    if weighted:
+        weights: View = problem.weight
+        partial, pieces = _partial(home, weights.astype(dtype), _code(dtype))  # side by side
+        kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
+        home.launch(kernel, 1, SUM_THREADS, partial.address, pieces, 0, scale, 1.0, at + DIVISOR, at + FACTOR)
+        scale = 1.0
+    arrays = {"x": x, "target": problem.target, "weight": problem.weight, "pos_weight": problem.pos_weight}
+    if isinstance(factor, DeviceView):
+        arrays["grad_output"] = np.broadcast_to(factor, x.shape, subok=True)
+    arrays |= {"out": out, "loss": loss}
+    present = {n: a for n, a in arrays.items() if a is not None}
+    number, factor_at = dtype.type(scale), at + FACTOR if weighted else 0
+    ahead = checked and out is not None and in_place  # the input may be written only if all of it is good
+    if ahead:
+        _run_pointwise(problem.name, present, 0, (factor_at, 0, at + FAULTS), number)
+    want = (VALUE if value else 0) | (0 if out is None else GRADIENT)
+    heed, report = (at + FAULTS, 0) if ahead else (0, at + FAULTS if checked else 0)
+    sums = _run_pointwise(problem.name, present, want, (factor_at, heed, report), number)
+    result = loss
+    if value and loss is None:
+        result = _mean_of(home, sums, _code(dtype), at + DIVISOR if weighted else 0, count, dtype)
+    if checked and _faults(home, at + FAULTS):
+        problems.refuse_probabilities(home.download(x))
+    return result
+
+
+def _run_pointwise(name: str, arrays: dict[str, View], want: int, status: tuple[int, int, int], scale: Any) -> View:
+    """Start a kernel for each piece; the sums of all blocks, as pairs."""
+    x = arrays["x"]
+    code, target_code = _code(x.dtype), _code(arrays["target"].dtype)
+    kernel = _compiled(pointwise_kernels.pointwise, name, code, target_code, want, POINT_THREADS, WARP)
+    each = POINT_THREADS * CHUNKS * (VECTOR_BYTES // x.dtype.itemsize)
+    pieces: list[dict[str, View]] = [dict(zip(arrays, p)) for p in layout.pointwise_pieces(list(arrays.values()))]
+    per_row = [-(-p["x"].shape[1] // each) for p in pieces]
+    blocks = [n * p["x"].shape[0] for n, p in zip(per_row, pieces)]
+    sums = x.home.empty((2 * sum(blocks),), compute_dtype(x.dtype))
+    at = sums.address
+    for piece, n, row_blocks in zip(pieces, blocks, per_row):
+        operands = [
+            (piece[operand].address, *piece[operand].strides) if operand in piece else (0, 0, 0)
+            for operand in ("x", "target", "weight", "pos_weight", "grad_output", "out", "loss")
+        ]
+        extent = (piece["x"].shape[1], row_blocks)
+        x.home.launch(kernel, n, POINT_THREADS, *operands, extent, status, scale, at)
+        at += 2 * n * sums.itemsize
+    return sums
+
+
+# --- row-wise -------------------------------------------------------------------------------------------------
+
+
+def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -> View:
+    """The loss if `value`, and what `form` says in `out` if there is one."""
+    x: View = problem.x
+    labels: View = problem.labels
+    home = x.home
+    dtype = compute_dtype(x.dtype)
+    classes, rows = x.shape[problem.axis], math.prod(problem.shape)
+    mean = problem.reduction == "mean"
+    no_target = labels is None and problem.probabilities is None
+    host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
+    count, scale = (float(rows), divided(host_factor, rows)) if mean and labels is None else (1.0, host_factor)
+    scratch = None
+    if labels is not None and rows and (mean or problem.check):
+        scratch = home.zeros(SCRATCH)
+        _scan(problem, scratch, scale, dtype, classes)
+    at = _address(scratch)
+    by_labels = mean and scratch is not None
+    loss = home.empty(problem.shape, dtype) if value else None
+    if x.size:
+        faults = at + FAULTS if scratch is not None and problem.check else 0
+        factor_at, scale = (at + FACTOR, 1.0) if by_labels else (0, scale)
+        _run_rowwise(problem, form, out, loss, factor, factor_at, faults, dtype.type(scale))
+    elif loss is not None:
+        loss = _constant(home, -np.inf if no_target else 0.0, dtype, problem.shape)
+    if loss is not None and problem.reduction != "none":
+        if by_labels:
+            loss = _mean_of(home, loss, _code(dtype), at + DIVISOR, 1.0, dtype)
+        elif mean and not rows:
+            loss = _constant(home, math.nan, dtype)
+        else:
+            loss = _mean_of(home, loss, _code(dtype), 0, count, dtype)
+    if scratch is not None and problem.check and _faults(home, at + FAULTS):
+        assert labels is not None
+        problems.refuse_labels(home.download(labels), classes, problem.ignore_index)
+    return loss
+
+
+def _label_code(labels: View) -> int:
+    return LABEL_CODE[labels.dtype.char]
+
+
+def _scan(problem: Rowwise, scratch: View, scale: float, dtype: np.dtype[Any], classes: int) -> None:
+    """Read all labels ahead: faults, the divisor of the mean, and the factor of its gradient."""
+    labels: View = problem.labels
+    home, at = labels.home, scratch.address
+    kernel = _compiled(sum_kernels.scan_labels, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
+    pieces: list[View] = [p[0] for p in layout.pointwise_pieces([labels])]
+    blocks = [-(-p.size // (SUM_THREADS * SUM_EACH)) for p in pieces]
+    partial = home.empty((sum(blocks),), FLOAT64)
+    done = 0
+    for piece, n in zip(pieces, blocks):
+        target = (piece.address, *piece.strides, _label_code(labels), problem.ignore_index)
+        weight = _address(problem.weight)
+        to = partial.address + 8 * done
+        home.launch(kernel, n, SUM_THREADS, target, *piece.shape, classes, weight, to, at + FAULTS)
+        done += n
+    few, pieces_left = (partial, done) if done <= SUM_THREADS * SUM_EACH else _partial(home, partial, "d")
+    kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
+    home.launch(kernel, 1, SUM_THREADS, few.address, pieces_left, 0, scale, 1.0, at + DIVISOR, at + FACTOR)
+
+
+def _run_rowwise(
+    problem: Rowwise,
+    form: int,
+    out: View,
+    loss: View,
+    factor: View,
+    factor_at: int,
+    faults: int,
+    scale: Any,
+) -> None:
+    x: View = problem.x
+    home = x.home
+    code, real = _code(x.dtype), compute_dtype(x.dtype).type
+    classes = x.shape[problem.axis]
+    uniform = real(problem.label_smoothing / classes)
+    share = real(1 - problem.label_smoothing)
+    per_class = {"x": x, "mass": problem.probabilities, "out": out}
+    per_row = {"target": problem.labels, "loss": loss}
+    if isinstance(factor, DeviceView):
+        per_row["grad_output"] = np.broadcast_to(factor, problem.shape, subok=True)
+    per_class = {n: a for n, a in per_class.items() if a is not None}
+    per_row = {n: a for n, a in per_row.items() if a is not None} or {"none": x[(slice(None),) * problem.axis + (0,)]}
+    dense = problem.probabilities is not None or problem.label_smoothing != 0
+    mass_code = _code(problem.probabilities.dtype) if problem.probabilities is not None else code
+    forms = [form]
+    if problem.normalized:
+        forms = [LOSS_ONLY] * (loss is not None) + [form] * (out is not None)
+    for stage in forms:
+        if problem.normalized and stage != LOSS_ONLY and out is not None:
+            # The zeros that most of it is; before, in place, nothing may be overwritten if there is a fault.
+            if faults and _faults(home, faults):
+                return
+            _clear(out)
+        for along, spread, rows in layout.rowwise_pieces(
+            problem.axis, list(per_class.values()), list(per_row.values()), 1
+        ):
+            arrays = dict(zip(per_class, spread)) | dict(zip(per_row, rows))
+            arguments = _arguments(problem, arrays, factor_at, faults)
+            outer, _, inner = arrays["x"].shape
+            if problem.normalized:
+                kernel = _compiled(rowwise_kernels.picks, code, stage)
+                blocks = -(-outer * inner // PLANE_THREADS)
+                home.launch(kernel, blocks, PLANE_THREADS, *arguments, scale)
+                continue
+            if along:
+                _, threads, height, values = next((s for s in ROW_SHAPES if classes <= s[0]), ROW_SHAPES[-1])
+                values = values // 2 if dense or code == "d" else values
+                factory = rowwise_kernels.rows
+                kernel = _compiled(factory, code, mass_code, stage, dense, threads, height, values, WARP)
+                blocks, threads = -(-outer // height), threads * height
+            else:
+                wide = _wide(arrays)
+                kernel = _compiled(rowwise_kernels.planes, code, mass_code, stage, dense, wide)
+                lanes = VECTOR_BYTES // x.dtype.itemsize if wide else 1
+                blocks, threads = -(-outer * inner // lanes // PLANE_THREADS), PLANE_THREADS
+            home.launch(kernel, blocks, threads, *arguments, share, uniform, scale)
+
+
+def _arguments(problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults: int) -> tuple[tuple[int, ...], ...]:
+    """The five tuples that row-wise kernels take: see nbloss.cuda.rowwise."""
+    x = arrays["x"]
+
+    def place(name: str, axes: int) -> tuple[int, ...]:
+        return (arrays[name].address, *arrays[name].strides) if name in arrays else (0,) * (axes + 1)
+
+    code = _label_code(problem.labels) if problem.labels is not None else 0
+    return (
+        (*place("x", 3), *x.shape),
+        (*place("target", 2), code, problem.ignore_index),
+        (*place("mass", 3), _address(problem.weight)),
+        (*place("out", 3), *place("loss", 2)),
+        (*place("grad_output", 2), factor_at, faults),
+    )
+
+
+def _wide(arrays: dict[str, Any]) -> bool:
+    """Whether sixteen bytes of neighbouring rows can be read and written at once."""
+    for name in ("x", "out"):
+        if name in arrays:
+            a = arrays[name]
+            if a.strides[2] != a.itemsize or a.shape[2] * a.itemsize % VECTOR_BYTES:
+                return False
+            if any(n % VECTOR_BYTES for n in (a.address, *a.strides[:2])):
+                return False
+    return True

@@ -1,0 +1,276 @@
+"""Arrays on a device: what goes in, what comes out, and what is refused. Run with NUMBA_ENABLE_CUDASIM=1 or a GPU."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+from conftest import CUDA, SIMULATED, close
+
+import nbloss
+from nbloss.cuda import device
+from nbloss.cuda.arrays import DeviceArray
+from nbloss.cuda.device import Home
+
+pytestmark = pytest.mark.skipif(not CUDA, reason="needs NUMBA_ENABLE_CUDASIM=1, or a GPU and NBLOSS_TEST_CUDA=1")
+
+
+class Foreign:
+    """An array of another library: device memory behind __cuda_array_interface__."""
+
+    def __init__(self, array, read_only=False, number=0):
+        self._whole = Home(0, 0).upload(whole(array).ravel(order="K").view(np.uint8))
+        self.device = number
+        offset = array.__array_interface__["data"][0] - whole(array).__array_interface__["data"][0]
+        self.shape, self.strides, self.dtype = array.shape, array.strides, array.dtype
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "shape": array.shape,
+            "strides": array.strides,
+            "typestr": array.dtype.str,
+            "data": (self._whole.address + offset, read_only),
+            "stream": None,
+        }
+
+    def host(self):
+        raw = Home(0, 0).download(self._whole)
+        offset = self.__cuda_array_interface__["data"][0] - self._whole.address
+        return np.ndarray(self.shape, self.dtype, raw.tobytes(), offset, self.strides)
+
+
+def whole(array):
+    """The array that owns the memory of a view."""
+    return array if array.base is None else whole(array.base)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x.copy(),
+    "fortran": lambda x: np.asfortranarray(x).copy(order="F"),
+    "strided": lambda x: np.repeat(x, 2, axis=-1).copy()[..., ::2],
+    "reversed": lambda x: x[::-1].copy()[::-1],
+    "padded": lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(1, 2)])[..., 1:-2],
+}
+DTYPES = ["float16", ml_dtypes.bfloat16, "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 7), (2, 140), (2, 5, 8)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cross_entropy(rng, layout, shape, dtype):
+    x = LAYOUTS[layout](rng.standard_normal(shape).astype(dtype))
+    labels = rng.integers(0, shape[1], np.delete(shape, 1))
+    expected = reference.cross_entropy(x, labels)
+    logits, target = Foreign(x), Foreign(labels)
+    loss, gradient = nbloss.cross_entropy.value_and_grad(logits, target)
+    assert isinstance(loss, DeviceArray)
+    assert isinstance(gradient, DeviceArray)
+    assert (loss.shape, gradient.shape, gradient.dtype) == ((), shape, np.dtype(dtype))
+    assert loss.dtype == (np.float64 if dtype == "float64" else np.float32)
+    close(loss, expected[0], "float64" if dtype == "float64" else "float32", scale=4)
+    close(gradient.copy_to_host(), expected[1], dtype)
+    np.testing.assert_array_equal(logits.host(), x)
+    out = Foreign(LAYOUTS[layout](np.zeros(shape, dtype)))
+    assert nbloss.cross_entropy.grad(logits, target, out=out) is out
+    np.testing.assert_array_equal(out.host(), gradient.copy_to_host())
+    assert nbloss.cross_entropy.grad(logits, target, out=logits) is logits
+    np.testing.assert_array_equal(logits.host(), gradient.copy_to_host())
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pointwise(rng, layout, name):
+    x, t = rng.random((5, 9), np.float32), rng.random((5, 9), np.float32)
+    weight = rng.random(9)
+    expected = getattr(reference, name)(x, t, weight=weight)
+    loss, gradient = getattr(nbloss, name).value_and_grad(
+        Foreign(LAYOUTS[layout](x)), Foreign(t), weight=Foreign(weight)
+    )
+    close(loss, expected[0], np.float32)
+    close(gradient, expected[1], np.float32)
+
+
+def test_numbers_may_come_from_the_host(rng):
+    x, t = rng.standard_normal((3, 4)), rng.random((3, 4))
+    expected = reference.binary_cross_entropy_with_logits(x, t, pos_weight=3.0, grad_output=0.5)
+    given = Foreign(x), Foreign(t)
+    loss, gradient = nbloss.binary_cross_entropy_with_logits.value_and_grad(*given, 0.5, pos_weight=3.0)
+    close(loss, expected[0])
+    close(gradient, expected[1])
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_grad_output_on_the_device(rng, reduction):
+    x, labels = rng.standard_normal((6, 5)), rng.integers(0, 5, 6)
+    factor = rng.random(6) if reduction == "none" else np.array(3.0)
+    expected = reference.cross_entropy(x, labels, grad_output=factor, reduction=reduction)[1]
+    gradient = nbloss.cross_entropy.grad(Foreign(x), Foreign(labels), Foreign(factor), reduction=reduction)
+    close(gradient, expected)
+
+
+def test_row_functions(rng):
+    x = rng.standard_normal((4, 6, 5))
+    for axis in (-1, 1, (0, 2), None):
+        close(nbloss.logsumexp(Foreign(x), axis=axis), np.log(np.exp(x).sum(axis=axis)))
+    for axis in (-1, 0):
+        e = np.exp(x) / np.exp(x).sum(axis=axis, keepdims=True)
+        close(nbloss.softmax(Foreign(x), axis=axis), e)
+        close(nbloss.log_softmax(Foreign(x), axis=axis), np.log(e))
+    assert nbloss.softmax(Foreign(np.array(2.0))).shape == ()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_label_dtypes(rng, dtype):
+    x, labels = rng.standard_normal((6, 5)), rng.integers(0, 2, 6).astype(dtype)
+    expected = reference.cross_entropy(x, labels)[0]
+    close(nbloss.cross_entropy(Foreign(x), Foreign(labels)), expected)
+
+
+def test_targets_of_other_dtypes(rng):
+    x = rng.random((3, 4), np.float32)
+    for target in (rng.integers(0, 2, (3, 4)), rng.random((3, 4)), rng.random((3, 4)).astype("float16")):
+        close(nbloss.mse_loss(Foreign(x), Foreign(target)), reference.mse_loss(x, target)[0], np.float32)
+    half = x.astype("float16")
+    probabilities = rng.random((3, 4))
+    close(
+        nbloss.cross_entropy(Foreign(half), Foreign(probabilities)),
+        reference.cross_entropy(half, probabilities)[0],
+        np.float32,
+    )
+
+
+def test_empty_arrays():
+    none = Foreign(np.empty((0, 3)))
+    loss, gradient = nbloss.cross_entropy.value_and_grad(none, Foreign(np.empty(0, int)))
+    assert np.isnan(float(loss))
+    assert gradient.shape == (0, 3)
+    assert float(nbloss.mse_loss(none, none, reduction="sum")) == 0
+    assert nbloss.logsumexp(Foreign(np.empty((2, 0)))).copy_to_host().tolist() == [-np.inf] * 2
+
+
+def test_results_are_arrays_for_other_libraries(rng):
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    gradient = nbloss.cross_entropy.grad(Foreign(x), Foreign(np.zeros(3, int)))
+    interface = gradient.__cuda_array_interface__
+    assert (interface["shape"], interface["typestr"], interface["strides"]) == ((3, 4), "<f4", None)
+    assert gradient.__dlpack_device__() == (2, 0)
+    assert (gradient.ndim, gradient.size, gradient.nbytes, len(gradient)) == (2, 12, 48, 3)
+    assert "DeviceArray" in repr(gradient)
+    again = nbloss.mse_loss(gradient, gradient)  # and nbloss takes them itself
+    assert float(again) == 0
+    assert np.asarray(gradient, np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="without a copy"):
+        gradient.__array__(copy=False)
+    if SIMULATED:
+        with pytest.raises(BufferError):
+            gradient.__dlpack__()
+
+
+class TestRefusals:
+    def arguments(self, rng):
+        return rng.standard_normal((4, 3)), np.array([0, 2, 1, 0])
+
+    def test_labels(self, rng):
+        x, labels = self.arguments(rng)
+        labels[2] = 3
+        logits = Foreign(x)
+        for call in (nbloss.cross_entropy, nbloss.cross_entropy.value_and_grad, nbloss.nll_loss.grad):
+            with pytest.raises(IndexError, match=r"target\[2\] is 3: class indices must be in \[0, 3\)"):
+                call(logits, Foreign(labels))
+        for loss in (nbloss.cross_entropy, nbloss.nll_loss):
+            with pytest.raises(IndexError, match=r"target\[2\] is 3"):
+                loss.grad(logits, Foreign(labels), out=logits)
+            np.testing.assert_array_equal(logits.host(), x)
+        loss, gradient = nbloss.cross_entropy.value_and_grad(logits, Foreign(labels), reduction="none", check=False)
+        np.testing.assert_array_equal(np.isnan(loss), [False, False, True, False])
+        np.testing.assert_array_equal(gradient.copy_to_host()[2], [0, 0, 0])
+
+    def test_probabilities(self, rng):
+        p = rng.random((4, 3))
+        p[1, 2] = 1.5
+        probs, target = Foreign(p), Foreign(rng.random((4, 3)))
+        message = r"probs must be in \[0, 1\], got probs\[1, 2\] = 1.5"
+        with pytest.raises(ValueError, match=message):
+            nbloss.binary_cross_entropy(probs, target)
+        with pytest.raises(ValueError, match=message):
+            nbloss.binary_cross_entropy.value_and_grad(probs, target, out=probs)
+        np.testing.assert_array_equal(probs.host(), p)
+
+    def test_host_and_device(self, rng):
+        x, labels = self.arguments(rng)
+        place = "must be where the input is: both on the host, or both on one device"
+        for given in ((Foreign(x), labels), (x, Foreign(labels))):
+            with pytest.raises(TypeError, match=f"target {place}"):
+                nbloss.cross_entropy(*given)
+        with pytest.raises(TypeError, match=f"weight {place}"):
+            nbloss.cross_entropy(Foreign(x), Foreign(labels), weight=np.ones(3))
+        with pytest.raises(TypeError, match=f"out {place}"):
+            nbloss.cross_entropy.grad(Foreign(x), Foreign(labels), out=np.empty_like(x))
+        with pytest.raises(TypeError, match=f"out {place}"):
+            nbloss.cross_entropy.grad(x, labels, out=Foreign(x))
+        with pytest.raises(TypeError, match=f"grad_output {place}"):
+            nbloss.cross_entropy.grad(Foreign(x), Foreign(labels), np.ones(4), reduction="none")
+        with pytest.raises(TypeError, match="backend='cpu' takes arrays on the host"):
+            nbloss.cross_entropy(Foreign(x), Foreign(labels), backend="cpu")
+
+    def test_devices(self, rng):
+        x, labels = self.arguments(rng)
+        with pytest.raises(TypeError, match="target must be where the input is"):
+            nbloss.cross_entropy(Foreign(x), Foreign(labels, number=1))
+        with pytest.raises(TypeError, match="out must be where the input is"):
+            nbloss.cross_entropy.grad(Foreign(x), Foreign(labels), out=Foreign(x, number=1))
+
+    def test_read_only_out(self, rng):
+        x, labels = self.arguments(rng)
+        with pytest.raises(ValueError, match="out must be writable"):
+            nbloss.cross_entropy.grad(Foreign(x), Foreign(labels), out=Foreign(x, read_only=True))
+
+    def test_overlapping_out(self, rng):
+        x, labels = self.arguments(rng)
+        logits = Foreign(x)
+        shifted = Foreign(x)
+        address, _ = logits.__cuda_array_interface__["data"]
+        shifted.__cuda_array_interface__["data"] = (address + 8, False)
+        with pytest.raises(ValueError, match="overlaps the input"):
+            nbloss.cross_entropy.grad(logits, Foreign(labels), out=shifted)
+
+    def test_unaligned(self, rng):
+        x, labels = self.arguments(rng)
+        logits = Foreign(x)
+        address, _ = logits.__cuda_array_interface__["data"]
+        logits.__cuda_array_interface__["data"] = (address + 1, False)
+        with pytest.raises(ValueError, match="logits must be aligned: its address and strides must be multiples of 8"):
+            nbloss.cross_entropy(logits, Foreign(labels))
+
+    def test_dtypes(self, rng):
+        _, labels = self.arguments(rng)
+        with pytest.raises(TypeError, match="logits must be float16, bfloat16, float32 or float64, got int64"):
+            nbloss.cross_entropy(Foreign(labels), Foreign(labels))
+
+    @pytest.mark.parametrize("stream", ["0", 1.5, object(), True])
+    def test_streams(self, rng, stream):
+        x, labels = self.arguments(rng)
+        with pytest.raises(TypeError, match="stream must be an integer or a CUDA stream"):
+            nbloss.cross_entropy(Foreign(x), Foreign(labels), stream=stream)
+
+
+def test_streams_of_other_libraries():
+    class Numba:
+        handle = type("Pointer", (), {"value": 7})()
+
+    class CuPy:
+        ptr = 8
+
+    class Torch:
+        cuda_stream = 9
+
+    class Protocol:
+        def __cuda_stream__(self):
+            return 0, 10
+
+    assert [device.stream_pointer(s) for s in (None, 3, Numba(), CuPy(), Torch(), Protocol())] == [0, 3, 7, 8, 9, 10]
+
+
+def test_same_bits_every_time(rng):
+    x, labels = rng.standard_normal((7, 40)).astype(np.float32), rng.integers(0, 40, 7)
+    given = Foreign(x), Foreign(labels)
+    results = {tuple(np.asarray(r).tobytes() for r in nbloss.cross_entropy.value_and_grad(*given)) for _ in range(5)}
+    assert len(results) == 1
