@@ -107,7 +107,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     names = [*list(inspect.signature(define).parameters)[:2], "grad_output", "out"]
 
     def run(args: Sequence[Any], kwargs: dict[str, Any], value: bool, form: int) -> tuple[Any, Any]:
-        if any(map(on_device, args)) or any(map(on_device, kwargs.values())):
+        if any(map(on_device, args)) or (kwargs and any(map(on_device, kwargs.values()))):
             stream = kwargs.get("stream")
             args, kwargs = arrived(names, args, stream), dict(zip(kwargs, arrived(kwargs, kwargs.values(), stream)))
         grad_output = out = None

@@ -351,10 +351,10 @@ def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None
     """The array that receives the gradient, and whether it is the input itself."""
     x: Any = problem.x
     if out is None:
-        return (x.home.empty(x.shape, x.dtype) if is_device_view(x) else np.empty(x.shape, x.dtype)), False
+        return (np.empty if type(x) is np.ndarray else x.home.empty)(x.shape, x.dtype), False
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-    if device_of(out) != device_of(x):
+    if not (type(out) is type(x) is np.ndarray) and device_of(out) != device_of(x):
         raise TypeError(_APART.format("out"))
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError("out must not be a masked array")
@@ -383,10 +383,11 @@ _APART = "{} must be where the input is: both on the host, or both on one device
 
 def at_one_place(problem: Pointwise | Rowwise) -> bool:
     """Whether the arrays of a problem are on a device; TypeError where some are and some are not."""
-    device = device_of(problem.x)
+    host = type(problem.x) is np.ndarray
+    device = None if host else device_of(problem.x)
     for name in problem.arrays:
         array = getattr(problem, name)
-        if array is not None and device_of(array) != device:
+        if array is not None and not (host and type(array) is np.ndarray) and device_of(array) != device:
             number = device_of(array) is None and isinstance(problem, Pointwise) and not any(array.strides)
             if not number:
                 raise TypeError(_APART.format("target" if name in ("labels", "probabilities") else name))

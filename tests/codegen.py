@@ -1,31 +1,77 @@
-"""What the CUDA kernels compile to, without a GPU: ``python tests/codegen.py`` prints a table of registers, spills,
-width of memory accesses and instructions. It needs numba-cuda with its compilers (extra cu13 or cu12), and no driver.
+"""What the CUDA kernels compile to, without a GPU: ``python tests/codegen.py`` prints registers, spills, the width of
+memory accesses and instructions of every kernel. It needs numba-cuda with its compilers (extra cu13), and no driver.
 """
 
+import itertools
 import re
-from functools import cache
 from types import SimpleNamespace
 
 from cuda.bindings import nvjitlink
 from numba import cuda
 from numba.cuda import dispatcher, types
 
+from nbloss import formulas
+from nbloss.cuda import pointwise, rowwise, solve, sums
+from nbloss.cuda.intrinsics import REAL, STORED, TYPE, VECTOR_BYTES
+from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
+
 TARGETS = ((8, 0), (9, 0))
+DTYPES = {"f": "float32", "h": "bfloat16", "H": "float16", "d": "float64"}
+FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
+I64 = types.int64
 
 
-@cache
-def pretend(target):
-    """Device functions ask for the current device when they are compiled; there is none here."""
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target)
+def ints(count):
+    return types.UniTuple(I64, count)
 
 
-def compiled(kernel, signature, target):
+def variants():
+    """(what it is called, its dtype, how to make it, argument types, threads of a block, elements of a thread)."""
+    rowwise_arguments = [ints(7), ints(5), ints(5), ints(7), ints(5)]
+    for code, (form, form_name) in itertools.product(DTYPES, FORMS.items()):
+        real = TYPE[REAL[code]]
+        for dense in (False, True):
+            mass = ", dense target" if dense else ""
+            if dense and form == LOG_SOFTMAX:
+                continue
+            for _, threads, height, most in solve.ROW_SHAPES:
+                values = solve.values_of(most, code, dense)
+                options = (code, code, form, dense, threads, height, values, solve.WARP)
+                name = f"rows {threads}x{height}, {form_name}{mass}"
+                yield name, code, (rowwise.rows, options), [*rowwise_arguments, *[real] * 3], threads * height, values
+            for wide in (False, True):
+                name = f"planes{' wide' if wide else ''}, {form_name}{mass}"
+                options = (code, code, form, dense, wide)
+                lanes = VECTOR_BYTES // STORED[code].itemsize if wide else 1
+                arguments = [*rowwise_arguments, *[real] * 3]
+                yield name, code, (rowwise.planes, options), arguments, solve.PLANE_THREADS, lanes
+        if form != LOG_SOFTMAX:
+            picks = (rowwise.picks, (code, form))
+            yield f"picks, {form_name}", code, picks, [*rowwise_arguments, real], solve.PLANE_THREADS, 1
+    for name, code in itertools.product(formulas.POINTWISE, DTYPES):
+        for want, label in ((1, "value"), (2, "gradient"), (3, "value and gradient")):
+            options = (name, code, code, want, solve.POINT_THREADS, solve.WARP)
+            arguments = [*[ints(3)] * 7, ints(2), ints(3), TYPE[REAL[code]], I64]
+            lanes = VECTOR_BYTES // STORED[code].itemsize
+            yield f"{name}, {label}", code, (pointwise.pointwise, options), arguments, solve.POINT_THREADS, lanes
+    few = (solve.SUM_THREADS, solve.WARP)
+    f64 = types.float64
+    for code in "fd":
+        yield "sums", code, (sums.partial_sums, (code, *few, solve.SUM_EACH)), [I64] * 3, few[0], solve.SUM_EACH
+        yield "quotient", code, (sums.quotient, (code, *few)), [I64] * 3 + [f64] * 2 + [I64] * 2, few[0], 1
+        scan = (sums.scan_labels, (code, *few, solve.SUM_EACH))
+        yield "scan of labels", code, scan, [ints(5), *[I64] * 6], few[0], solve.SUM_EACH
+        yield "convert", code, (sums.convert, ("d", code)), [ints(3), ints(3), I64, I64], solve.POINT_THREADS, 1
+
+
+def compiled(factory, options, signature, target):
     """(PTX, what the assembler says of it) of a kernel."""
+    # Device functions ask for the current device when they are compiled; there may be none.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target)
-    ptx, _ = cuda.compile_ptx(kernel, types.void(*signature), cc=target)
+    ptx, _ = cuda.compile_ptx(factory(*options), types.void(*signature), cc=target)
     text = ptx if isinstance(ptx, str) else ptx.decode()
-    options = [f"-arch=sm_{target[0]}{target[1]}", "-verbose", "-Xptxas=-v"]
-    handle = nvjitlink.create(len(options), options)
+    flags = [f"-arch=sm_{target[0]}{target[1]}", "-verbose", "-Xptxas=-v"]
+    handle = nvjitlink.create(len(flags), flags)
     try:
         data = text.encode()
         nvjitlink.add_data(handle, nvjitlink.InputType.PTX, data, len(data), "kernel.ptx")
@@ -38,30 +84,32 @@ def compiled(kernel, signature, target):
 
 
 def figures(ptx, log):
-    """The numbers that tests hold a kernel to."""
+    """What tests hold a kernel to. Instructions are those of the program text: all branches, unrolled loops once."""
 
     def number(pattern):
         found = re.search(pattern, log)
         return int(found[1]) if found else 0
 
-    body = [line for line in ptx.splitlines() if line.startswith("\t") and not line.startswith("\t.")]
     return {
         "registers": number(r"Used (\d+) registers"),
         "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
         "stack": number(r"(\d+) bytes stack frame"),
-        "wide loads": len(re.findall(r"ld\.global\.v[24]\.[uf](?:32|64)", ptx)),
-        "wide stores": len(re.findall(r"st\.global\.v[24]\.[uf](?:32|64)", ptx)),
+        "wide loads": len(re.findall(r"ld\.global\.v[24]\.[ufb](?:32|64)", ptx)),
+        "wide stores": len(re.findall(r"st\.global\.v[24]\.[ufb](?:32|64)", ptx)),
         "float64": len(re.findall(r"\.f64", ptx)),
-        "instructions": len(body),
+        "instructions": sum(line.startswith("\t") and not line.startswith("\t.") for line in ptx.splitlines()),
     }
 
 
-I64 = types.int64
+def main():
+    heading = "registers spills stack wide-loads wide-stores float64 instructions a-value"
+    print(f"{'kernel for sm_90':<62}{'dtype':<10}{heading}")
+    for name, code, (factory, options), signature, _, values in variants():
+        found = figures(*compiled(factory, options, signature, (9, 0)))
+        numbers = [*found.values(), round(found["instructions"] / values)]
+        cells = "".join(f"{n:>{len(title) + 1}}" for n, title in zip(numbers, heading.split()))
+        print(f"{name:<62}{DTYPES[code]:<9}{cells}", flush=True)
 
 
-def ints(count):
-    return types.UniTuple(I64, count)
-
-
-def row_signature(real):
-    return [ints(7), ints(5), ints(5), ints(7), ints(5), real, real, real]
+if __name__ == "__main__":
+    main()

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
-_ON_HOST = (np.ndarray, list, tuple, int, float, str, type(None))
+_ON_HOST = {np.ndarray, list, tuple, int, float, str, bool, type(None)}  # what is not worth asking
 
 
 def on_device(value: object) -> bool:
     """Whether an argument is an array on a CUDA device."""
-    if isinstance(value, _ON_HOST):
+    if type(value) in _ON_HOST:
         return False
     ask = getattr(value, "__dlpack_device__", None)
     if ask is not None:

@@ -37,6 +37,7 @@ def pointwise(name, code, target_code, want, threads, warp):
     f = Functions(code)
     formula = f.bound(formulas.POINTWISE[name])
     dtype, nothing, one = f.type, real(0), real(1)
+    size = one.itemsize
     lanes = VECTOR_BYTES // stored.itemsize
     value_wanted, gradient_wanted = bool(want & VALUE), bool(want & GRADIENT)
     total = pair_total(real, threads, warp)
@@ -133,7 +134,7 @@ def pointwise(name, code, target_code, want, threads, warp):
             high, low = total(high, low)
             if cuda.threadIdx.x == 0:
                 finite = high <= largest and high >= -largest
-                store(sums + 2 * block * one.itemsize, high, one)
-                store(sums + (2 * block + 1) * one.itemsize, low if finite else nothing, one)
+                store(sums + 2 * block * size, high, one)
+                store(sums + (2 * block + 1) * size, low if finite else nothing, one)
 
     return kernel

@@ -38,6 +38,11 @@ SUM_THREADS, SUM_EACH = 256, 16  # threads a block and elements a thread of sums
 FAULTS, DIVISOR, FACTOR, SCRATCH = 0, 8, 16, 24
 
 
+def values_of(most: int, code: str, dense: bool) -> int:
+    """How many values of a row a thread holds in registers, of the most that it may."""
+    return most // 2 if dense or code == "d" else most
+
+
 def _code(dtype: np.dtype[Any]) -> str:
     return {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}[dtype.name]
 
@@ -333,7 +338,7 @@ def _run_rowwise(
                 continue
             if along:
                 _, threads, height, values = next((s for s in ROW_SHAPES if classes <= s[0]), ROW_SHAPES[-1])
-                values = values // 2 if dense or code == "d" else values
+                values = values_of(values, code, dense)
                 factory = rowwise_kernels.rows
                 kernel = _compiled(factory, code, mass_code, stage, dense, threads, height, values, WARP)
                 blocks, threads = -(-outer // height), threads * height

@@ -1,0 +1,39 @@
+"""Every CUDA kernel, compiled for two generations of devices and held to what makes it fast. No GPU is needed."""
+
+import importlib.util
+
+import pytest
+from conftest import SIMULATED
+
+if SIMULATED:
+    pytest.skip("the simulator compiles nothing", allow_module_level=True)
+if importlib.util.find_spec("numba_cuda") is None or importlib.util.find_spec("cuda") is None:
+    pytest.skip("numba-cuda and its compilers are not installed", allow_module_level=True)
+
+import codegen
+
+REGISTERS = 65536  # of a multiprocessor: a block that needs more cannot start
+
+
+def chosen():
+    """All kernels for sm_90; for sm_80 the largest of each kind, which come nearest to every limit."""
+    for variant in codegen.variants():
+        name, code, *_ = variant
+        largest = "rows" not in name or "rows 512" in name
+        for target in codegen.TARGETS:
+            if target == (9, 0) or (largest and code == "f"):
+                yield pytest.param(variant, target, id=f"{name}-{codegen.DTYPES[code]}-sm_{target[0]}{target[1]}")
+
+
+@pytest.mark.parametrize(("variant", "target"), list(chosen()))
+def test_kernel(variant, target):
+    name, code, (factory, options), signature, threads, _ = variant
+    found = codegen.figures(*codegen.compiled(factory, options, signature, target))
+    assert found["spills"] == 0
+    assert found["stack"] == 0  # the values of a thread lie in registers
+    assert found["registers"] * threads <= REGISTERS
+    single_precision = code != "d" and not name.startswith(("sums", "quotient", "scan", "convert"))
+    assert not (single_precision and found["float64"])
+    if name.startswith(("rows", "planes wide", "binary", "mse", "l1")):
+        assert found["wide loads"] >= 1
+        assert ("gradient" not in name and "log-softmax" not in name) or found["wide stores"] >= 1
