@@ -1,6 +1,6 @@
 """The contestants on a CUDA device, timed with the device's own events.
 
-Inputs are torch tensors on the device, which nbloss and CuPy take without a copy (``__cuda_array_interface__``).
+Inputs are torch tensors on the device, which nbloss and CuPy take without a copy (DLPack).
 """
 
 from __future__ import annotations

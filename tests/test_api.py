@@ -1,15 +1,19 @@
 """The public surface: names, signatures, documentation, and what an import costs."""
 
+import importlib.util
 import inspect
 import pickle
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 import nbloss
+
+pytestmark = pytest.mark.cpu
 
 CALLABLES = [getattr(nbloss, name) for name in nbloss.__all__ if not inspect.isclass(getattr(nbloss, name))]
 LOSSES = [f for f in CALLABLES if hasattr(f, "grad")]
@@ -88,12 +92,36 @@ def test_import_is_light():
 import time, sys, warnings, numpy, numpy.typing
 before = set(sys.modules)
 start = time.perf_counter(); import nbloss; took = time.perf_counter() - start
-heavy = {"numba", "llvmlite", "scipy", "ml_dtypes", "torch"} & {m.split(".")[0] for m in sys.modules}
+names = {"numba", "numba_cuda", "cuda", "llvmlite", "scipy", "ml_dtypes", "torch"}
+heavy = names & {m.split(".")[0] for m in sys.modules}
 print(round(took * 1e3, 1), sorted(heavy))
 """
     took, heavy = zip(*(run(code).split(" ", 1) for _ in range(5)))
     assert set(heavy) == {"[]"}
     assert min(map(float, took)) < 30
+
+
+def test_what_is_missing_for_cuda(monkeypatch):
+    """One line that says what to install, whichever part is absent."""
+    from nbloss.cuda import driver
+
+    why_not = driver.why_not.__wrapped__
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert why_not() == f"numba-cuda is not installed: {driver.INSTALL}"
+    built_in, core = types.ModuleType("numba.cuda"), types.ModuleType("cuda.core")
+    core.Device = None
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: True)
+        patch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
+        patch.setitem(sys.modules, "cuda.core", core)
+        patch.setattr("numba.cuda", built_in, raising=False)
+        patch.setitem(sys.modules, "numba.cuda", built_in)
+        assert "built-in CUDA target is deprecated" in why_not()
+        built_in.implementation = "NVIDIA"
+        assert why_not().startswith("no usable CUDA device or driver (")
+        patch.delitem(sys.modules, "cuda.core")
+        assert why_not().endswith(driver.INSTALL)
 
 
 def test_module_commands():

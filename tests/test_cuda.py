@@ -211,6 +211,7 @@ class TestRefusals:
         with pytest.raises(TypeError, match="backend='cpu' takes arrays on the host"):
             nbloss.cross_entropy(Foreign(x), Foreign(labels), backend="cpu")
 
+    @pytest.mark.skipif(not SIMULATED, reason="needs a second device")
     def test_devices(self, rng):
         x, labels = self.arguments(rng)
         with pytest.raises(TypeError, match="target must be where the input is"):

@@ -1,5 +1,6 @@
 """Vectors to and from memory: loads and stores of any stride, aligned or not, in part, past the caches."""
 
+import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
@@ -18,6 +19,8 @@ from nbloss.cpu.arithmetic import (
     nothing,
 )
 from nbloss.cpu.parts import inline
+
+LLVM_BEFORE_22 = llvm.llvm_version_info < (22,)
 
 
 def borrowed(a):
@@ -157,6 +160,8 @@ def _(context, builder, sig, args):
 def masked(builder, kind, stored, args, ret):
     """llvm.masked.load / llvm.masked.store of any alignment."""
     suffix = f"v{stored.count}" + {"float": "f32", "double": "f64", "i16": "i16"}[str(stored.element)]
+    if LLVM_BEFORE_22:  # where the alignment is an argument, before the mask
+        args = [*args[:-1], ir.Constant(ir.IntType(32), 1), args[-1]]
     if kind == "load":
         args = [*args, ir.Constant(stored, ir.Undefined)]
     name = f"llvm.masked.{kind}.{suffix}.p0"
