@@ -58,14 +58,17 @@ def cross_entropy(
         "mean" divides by the weight of the targets that count (class indices), or by the number of rows (class
         probabilities); it is NaN where there are none.
     backend : {"auto", "cpu", "cuda"}
-    stream : CUDA stream, for device arrays
+        "auto" is where the arrays are: on a CUDA device, or on the host. "cuda" takes host arrays to the device.
+    stream : CUDA stream or its address, for device arrays
+        None is the legacy default stream.
     check : bool
-        False: no error for a class index out of range; that row's loss is NaN and its gradient 0.
+        False: no error for a class index out of range; that row's loss is NaN and its gradient 0. A call on a device
+        then does not wait for it.
 
     Returns
     -------
     A NumPy scalar, or for "none" an array of the logits' shape without `axis`: float64 for float64 logits,
-    else float32.
+    else float32. For logits on a device, an array there.
 
     Raises
     ------
@@ -75,7 +78,9 @@ def cross_entropy(
         For shapes that do not fit, an axis out of range (AxisError), an unknown reduction or backend, or a
         label_smoothing outside [0, 1].
     TypeError
-        For logits that are not floating, or a masked, object or complex array.
+        For logits that are not floating, a masked, object or complex array, or arrays that are not all in one place.
+    RuntimeError
+        For arrays on a device, or backend="cuda", where CUDA cannot be used: it says why, and what to install.
 
     Notes
     -----

@@ -11,6 +11,7 @@ from llvmlite import binding
 from numba.core import config
 
 pytestmark = [
+    pytest.mark.cpu,
     pytest.mark.skipif(config.DISABLE_JIT, reason="nothing is compiled with the JIT off"),
     pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="x86-64 registers"),
 ]

@@ -12,6 +12,8 @@ import pytest
 
 import nbloss
 
+pytestmark = pytest.mark.cpu
+
 PACKAGE = Path(nbloss.__file__).parent
 LAYERS = ["omp", "workqueue", "tbb"]
 
@@ -20,7 +22,6 @@ import os, sys, threading
 import numpy as np
 import nbloss
 
-pytestmark = pytest.mark.cpu
 rng = np.random.default_rng(0)
 x = rng.standard_normal((3000, 100), dtype=np.float32)
 t = rng.integers(0, 100, 3000)

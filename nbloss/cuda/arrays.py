@@ -60,12 +60,12 @@ class DeviceView(np.ndarray[tuple[int, ...], np.dtype[Any]]):
 
     def reshape(self, *shape: Any, **_: object) -> DeviceView:  # type: ignore[override]
         """A view of another shape; of a copy made on the device, where strides allow none."""
-        view = self.view()
         try:
-            view.shape = shape[0] if isinstance(shape[0], (tuple, list)) else shape
-        except AttributeError:
+            # Without copy=False, NumPy reads what it would have to copy.
+            view: DeviceView = np.ndarray.reshape(self, *shape, copy=False)
+            return view
+        except ValueError:
             return self.astype(self.dtype).reshape(*shape)
-        return view  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         return f"DeviceView(shape={self.shape}, dtype={self.dtype})"

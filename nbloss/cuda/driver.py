@@ -78,9 +78,9 @@ def check_stream(number: int, stream: int) -> None:
 
 @cache
 def _stream(stream: int) -> Any:
-    from cuda.core import Stream
+    from cuda.core import LEGACY_DEFAULT_STREAM, Stream
 
-    return Stream.from_handle(stream)
+    return Stream.from_handle(stream) if stream else LEGACY_DEFAULT_STREAM
 
 
 @cache
@@ -95,7 +95,9 @@ def allocate(number: int, size: int, stream: int) -> tuple[int, object]:
     from cuda.core import Device
 
     with _on(number):
-        buffer = Device(number).allocate(max(size, 1), stream=_stream(stream))
+        owner = Device(number)
+        owner.set_current()  # the context is current, but cuda.core wants to be told
+        buffer = owner.allocate(max(size, 1), stream=_stream(stream))
     return int(buffer.handle), buffer
 
 
@@ -122,12 +124,11 @@ def copy_to_host(destination: int, address: int, size: int, number: int, stream:
 
 
 def copy_to_device(address: int, source: int, size: int, number: int, stream: int) -> None:
-    """Copy; the source may change as soon as this returns."""
+    """Copy; the source may change as soon as this returns, for the driver has staged what is not page-locked."""
     from cuda.bindings import driver
 
     with _on(number):
         _checked(driver.cuMemcpyHtoDAsync(address, source, size, stream))
-        _checked(driver.cuStreamSynchronize(stream))
 
 
 def clear(address: int, size: int, number: int, stream: int) -> None:

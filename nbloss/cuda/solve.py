@@ -313,7 +313,7 @@ def _run_rowwise(
     if isinstance(factor, DeviceView):
         per_row["grad_output"] = np.broadcast_to(factor, problem.shape, subok=True)
     per_class = {n: a for n, a in per_class.items() if a is not None}
-    per_row = {n: a for n, a in per_row.items() if a is not None} or {"none": x[(slice(None),) * problem.axis + (0,)]}
+    per_row = {n: a for n, a in per_row.items() if a is not None} or {"none": np.moveaxis(x, problem.axis, -1)[..., 0]}
     dense = problem.probabilities is not None or problem.label_smoothing != 0
     mass_code = _code(problem.probabilities.dtype) if problem.probabilities is not None else code
     forms = [form]
