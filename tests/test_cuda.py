@@ -241,8 +241,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="logits must be aligned: its address and strides must be multiples of 8"):
             nbloss.cross_entropy(logits, Foreign(labels))
 
-    def test_dtypes(self, rng):
-        _, labels = self.arguments(rng)
+    def test_dtypes(self, rng, monkeypatch):
+        x, labels = self.arguments(rng)
+        monkeypatch.setattr(device.memory(), "has_bfloat16", lambda number: False)
+        with pytest.raises(TypeError, match="logits must not be bfloat16 on a device below"):
+            nbloss.cross_entropy(Foreign(x.astype(ml_dtypes.bfloat16)), Foreign(labels))
         with pytest.raises(TypeError, match="logits must be float16, bfloat16, float32 or float64, got int64"):
             nbloss.cross_entropy(Foreign(labels), Foreign(labels))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from nbloss.cuda import driver as real_driver
 from nbloss.cuda.arrays import DeviceView, view_at
-from nbloss.problem import Array, bfloat16
+from nbloss.problem import Array, bfloat16, is_bfloat16
 
 
 def memory() -> Any:
@@ -119,6 +119,8 @@ def arrive(name: str, value: Any, stream: object) -> DeviceView:
     if dtype.kind == "V" and dtype.itemsize == 2:
         dtype = bfloat16()
     steps = strides or ()
+    if is_bfloat16(dtype) and not memory().has_bfloat16(number):
+        raise TypeError(f"{name} must not be bfloat16 on a device below compute capability 8.0")
     if address % dtype.alignment or any(step % dtype.alignment for step in steps):
         raise ValueError(
             f"{name} must be aligned: its address and strides must be multiples of {dtype.alignment} bytes"

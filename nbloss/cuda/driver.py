@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -139,9 +139,23 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
         _checked(driver.cuMemsetD8Async(address, 0, size, stream))
 
 
+@lru_cache(1024)
+def _configured(kernel: Any, blocks: int, threads: int, number: int, stream: int) -> Any:
+    return kernel[blocks, threads, _numba_stream(stream)]
+
+
 def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
+    """Start a kernel."""
     with _on(number):
-        kernel[blocks, threads, _numba_stream(stream)](*arguments)
+        _configured(kernel, blocks, threads, number, stream)(*arguments)
+
+
+@cache
+def has_bfloat16(number: int) -> bool:
+    """Whether the device converts to bfloat16 (compute capability 8.0)."""
+    from cuda.core import Device
+
+    return tuple(Device(number).compute_capability) >= (8, 0)
 
 
 def dlpack(view: Any, **options: Any) -> object:

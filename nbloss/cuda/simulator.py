@@ -61,5 +61,10 @@ def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arg
     kernel[blocks, threads](*arguments)
 
 
+def has_bfloat16(number: int) -> bool:
+    """Whether the device converts to bfloat16."""
+    return True
+
+
 def dlpack(view: Any, **options: Any) -> object:
     raise BufferError("the simulator has no device memory to share")
