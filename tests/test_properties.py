@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from conftest import close
+from conftest import close, few
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -15,7 +15,7 @@ LOGITS = st.floats(-50, 50, width=32)
 
 @st.composite
 def row_problems(draw, dtype=np.float64):
-    shape = draw(hnp.array_shapes(min_dims=2, max_dims=4, max_side=20))
+    shape = draw(hnp.array_shapes(min_dims=2, max_dims=4, max_side=few(20, 5)))
     axis = draw(st.integers(0, len(shape) - 1))
     x = draw(hnp.arrays(dtype, shape, elements=LOGITS))
     labels = draw(hnp.arrays(np.int64, shape[:axis] + shape[axis + 1 :], elements=st.integers(0, shape[axis] - 1)))
@@ -55,7 +55,7 @@ def test_indices_equal_one_hot_probabilities(problem, options):
     np.testing.assert_allclose(by_index[1], by_mass[1], rtol=1e-12, atol=1e-15)
 
 
-@given(hnp.arrays(np.float64, st.integers(1, 60), elements=LOGITS), st.sampled_from(["mean", "sum", "none"]))
+@given(hnp.arrays(np.float64, st.integers(1, few(60, 20)), elements=LOGITS), st.sampled_from(["mean", "sum", "none"]))
 def test_two_classes_equal_binary(x, reduction):
     labels = np.arange(x.size) % 2
     two = nbloss.cross_entropy.value_and_grad(np.stack([np.zeros_like(x), x], 1), labels, reduction=reduction)
@@ -110,7 +110,7 @@ def test_against_the_oracle(problem, options, weighted, data):
 @pytest.mark.parametrize("name", ["binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "binary_cross_entropy"])
 @given(data=st.data(), reduction=st.sampled_from(["mean", "sum", "none"]))
 def test_pointwise_against_the_oracle(name, data, reduction):
-    shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=40))
+    shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=few(40, 8)))
     elements = st.floats(0, 1, width=32) if name == "binary_cross_entropy" else LOGITS
     x = data.draw(hnp.arrays(np.float64, shape, elements=elements))
     t = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(0, 1, width=32)))
