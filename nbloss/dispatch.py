@@ -109,7 +109,9 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     def run(args: Sequence[Any], kwargs: dict[str, Any], value: bool, form: int) -> tuple[Any, Any]:
         if any(map(on_device, args)) or (kwargs and any(map(on_device, kwargs.values()))):
             stream = kwargs.get("stream")
-            args, kwargs = arrived(names, args, stream), dict(zip(kwargs, arrived(kwargs, kwargs.values(), stream)))
+            args = arrived(names, args, stream)
+            arrays = {n: v for n, v in kwargs.items() if n in names or n in ("weight", "pos_weight")}
+            kwargs |= dict(zip(arrays, arrived(arrays, arrays.values(), stream)))
         grad_output = out = None
         if form == GRADIENT:
             args, grad_output, out = _split(args, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, cast
 
@@ -418,7 +419,9 @@ def logsumexp(
         values = problem.as_floats("x", x)
         axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
         kept = [k for k in range(values.ndim) if k not in axes]
-        x = values.transpose(*kept, *(k for k in axes if k < values.ndim)).reshape(*(values.shape[k] for k in kept), -1)
+        gone = [k for k in axes if k < values.ndim]
+        row = math.prod(values.shape[k] for k in gone)
+        x = values.transpose(*kept, *gone).reshape(*(values.shape[k] for k in kept), row)
         axis = -1
     result = delivered(solve(choose(backend, stream, problem.rows(x, axis)), value=True)[0])
     return result[()] if isinstance(result, np.ndarray) else result

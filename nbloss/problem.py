@@ -311,7 +311,7 @@ def rows(x: ArrayLike, axis: SupportsIndex) -> Rowwise:
 
 def _ignore_index(value: SupportsIndex) -> int:
     try:
-        index = operator.index(value)
+        index = int(operator.index(value))
     except TypeError:
         raise TypeError(f"ignore_index must be an integer, got {value!r}") from None
     return index if -(2**63) <= index < 2**63 else -(2**63)

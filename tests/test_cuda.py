@@ -271,6 +271,44 @@ def test_streams_of_other_libraries():
             return 0, 10
 
     assert [device.stream_pointer(s) for s in (None, 3, Numba(), CuPy(), Torch(), Protocol())] == [0, 3, 7, 8, 9, 10]
+    with pytest.raises(ValueError, match="stream must be the address of a CUDA stream, got -1"):
+        device.stream_pointer(-1)
+
+
+def test_options_on_the_device_are_no_numbers(rng):
+    given = Foreign(rng.standard_normal((4, 3))), Foreign(np.zeros(4, int))
+    for option in ("label_smoothing", "ignore_index", "axis"):
+        with pytest.raises(TypeError, match=f"{option} must be"):
+            nbloss.cross_entropy(*given, **{option: Foreign(np.array(0))})
+
+
+def test_empty_arrays_with_numbers_of_the_host():
+    none = Foreign(np.empty((0, 3)))
+    assert float(nbloss.mse_loss(none, none, weight=2.0, reduction="sum")) == 0
+    assert nbloss.logsumexp(none, axis=(1,)).shape == (0,)
+
+
+def test_bfloat16_is_exported_as_such(rng):
+    """The capsule of another dtype's export, renamed: with the memory of the host, which needs no device."""
+    utils = pytest.importorskip("cuda.core.utils")
+    from nbloss.cuda import driver
+
+    bits = rng.integers(0, 2**15, (3, 4)).astype(np.uint16)
+    for version in (None, (1, 0)):
+        view = utils.StridedMemoryView.from_dlpack(bits, stream_ptr=-1)
+        capsule = view.__dlpack__(max_version=version)
+        driver.call_bfloat16(capsule)
+
+        class Exporter:
+            def __dlpack__(self, capsule=capsule, **_):
+                return capsule
+
+            def __dlpack_device__(self):
+                return 1, 0
+
+        again = utils.StridedMemoryView.from_dlpack(Exporter(), stream_ptr=-1)
+        assert again.dtype == np.dtype(ml_dtypes.bfloat16)
+        assert (again.shape, again.ptr) == ((3, 4), bits.ctypes.data)
 
 
 def test_same_bits_every_time(rng):

@@ -65,7 +65,14 @@ class DeviceView(np.ndarray[tuple[int, ...], np.dtype[Any]]):
             view: DeviceView = np.ndarray.reshape(self, *shape, copy=False)
             return view
         except ValueError:
+            if self.flags.c_contiguous:
+                raise
             return self.astype(self.dtype).reshape(*shape)
+
+    def _not_a_number(self, *_: object) -> Any:
+        raise TypeError("an array on a device is not a number of the host")
+
+    __float__ = __int__ = __index__ = __bool__ = __complex__ = item = tolist = _not_a_number
 
     def __repr__(self) -> str:
         return f"DeviceView(shape={self.shape}, dtype={self.dtype})"
@@ -170,6 +177,17 @@ class DeviceArray:
 
     def __dlpack__(self, **options: Any) -> object:
         return self._view.home.dlpack(self._view, **options)
+
+    @property
+    def stream(self) -> int:
+        """Address of the stream that computes it; 0 is the legacy default stream."""
+        return self._view.home.stream
+
+    def view(self, home: Home) -> DeviceView:
+        """The memory as nbloss works with it, on a stream."""
+        view: DeviceView = self._view.view()
+        view.home, view.source = home, self
+        return view
 
     def copy_to_host(self) -> Array:
         """The elements as a NumPy array, once the device has computed them."""

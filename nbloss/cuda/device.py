@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from typing import Any
 
 import numpy as np
 
 from nbloss.cuda import driver as real_driver
-from nbloss.cuda.arrays import DeviceView, view_at
+from nbloss.cuda.arrays import DeviceArray, DeviceView, view_at
 from nbloss.problem import Array, bfloat16, is_bfloat16
 
 
@@ -37,9 +38,10 @@ def description() -> str:
 class Home:
     """A device and a stream."""
 
-    def __init__(self, number: int, stream: int) -> None:
-        self.number, self.stream, self._memory = number, stream, memory()
-        self._memory.check_stream(number, stream)
+    def __init__(self, number: int, stream: object) -> None:
+        self.number, self.stream, self._memory = number, stream_pointer(stream), memory()
+        self._stream = stream  # it must live as long as anything is done on it
+        self._memory.check_stream(number, self.stream)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
         """New memory."""
@@ -96,15 +98,18 @@ def stream_pointer(stream: object) -> int:
     """The address of a CUDA stream: an int, or a stream of Numba, CuPy, PyTorch, cuda.core or ``__cuda_stream__``."""
     if stream is None:
         return 0
-    if isinstance(stream, int) and not isinstance(stream, bool):
-        return stream
+    if hasattr(stream, "__index__") and not isinstance(stream, bool):
+        pointer = operator.index(stream)
+        if pointer < 0:
+            raise ValueError(f"stream must be the address of a CUDA stream, got {pointer}")
+        return pointer
     protocol = getattr(stream, "__cuda_stream__", None)
     if protocol is not None:
         return int((protocol() if callable(protocol) else protocol)[1])
     for name in ("cuda_stream", "ptr", "handle"):
-        pointer = getattr(stream, name, None)
-        if pointer is not None:
-            return int(getattr(pointer, "value", pointer) or 0)
+        found: Any = getattr(stream, name, None)
+        if found is not None:
+            return int(getattr(found, "value", found) or 0)
     raise TypeError(f"stream must be an integer or a CUDA stream, got {type(stream).__name__}")
 
 
@@ -112,17 +117,23 @@ def arrive(name: str, value: Any, stream: object) -> DeviceView:
     """A user's device array as a view."""
     require(f"{name} is a device array, and the CUDA backend")
     pointer = stream_pointer(stream)
+    if isinstance(value, DeviceArray):
+        view = value.view(Home(value.device, stream))
+        memory().order(value.device, value.stream, pointer)
+        return view
     try:
         address, shape, strides, dtype, read_only, number, keeper = memory().layout_of(value, pointer)
-    except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # each library refuses in its own way
         raise TypeError(f"{name} cannot be taken from its device: {' '.join(str(error).split())}") from None
     if dtype.kind == "V" and dtype.itemsize == 2:
         dtype = bfloat16()
     steps = strides or ()
+    if not dtype.isnative:
+        raise TypeError(f"{name} must be of the machine's byte order on a device, got {dtype}")
     if is_bfloat16(dtype) and not memory().has_bfloat16(number):
         raise TypeError(f"{name} must not be bfloat16 on a device below compute capability 8.0")
     if address % dtype.alignment or any(step % dtype.alignment for step in steps):
         raise ValueError(
             f"{name} must be aligned: its address and strides must be multiples of {dtype.alignment} bytes"
         )
-    return view_at(address, tuple(shape), strides, dtype, read_only, Home(number, pointer), keeper, value)
+    return view_at(address, tuple(shape), strides, dtype, read_only, Home(number, stream), keeper, value)

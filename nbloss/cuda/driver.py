@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import warnings
 from functools import cache, lru_cache
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", "np.dtype[Any]", bool, int, object]
 
+DLPACK_CUDA, DLPACK_BFLOAT16 = 2, 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
 INSTALL = "pip install 'nbloss[cu13]', or 'nbloss[cu12]' for a CUDA 12 driver"
 
@@ -21,15 +24,14 @@ def why_not() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"numba-cuda is not installed: {INSTALL}"
     try:
-        from cuda.core import Device
+        from cuda.core import Device  # noqa: F401
         from numba import cuda
     except ImportError as error:
         return f"{_line(error)}: {INSTALL}"
     if getattr(cuda, "implementation", None) != "NVIDIA":
         return f"Numba's built-in CUDA target is deprecated, and numba-cuda did not take its place: {INSTALL}"
     try:
-        Device(0).set_current()
-        cuda.current_context()
+        cuda.current_context()  # the caller's own, if there is one
     except Exception as error:  # whatever the driver, its absence or its version raises
         return f"no usable CUDA device or driver ({_line(error)})"
     return None
@@ -59,10 +61,23 @@ def layout_of(value: Any, stream: int) -> Layout:
     """
     from cuda.core.utils import StridedMemoryView
 
-    view = StridedMemoryView.from_any_interface(value, stream_ptr=stream or LEGACY_STREAM)
+    with _on(_device_of(value)):
+        view = StridedMemoryView.from_any_interface(value, stream_ptr=stream or LEGACY_STREAM)
     dtype = np.dtype(view.dtype)
     strides = None if view.strides is None else tuple(n * dtype.itemsize for n in view.strides)
     return int(view.ptr), tuple(view.shape), strides, dtype, bool(view.readonly), view.device_id, view
+
+
+def _device_of(value: Any) -> int:
+    ask = getattr(value, "__dlpack_device__", None)
+    if ask is not None:
+        return int(ask()[1])
+    from cuda.bindings import driver
+
+    address = value.__cuda_array_interface__["data"][0]
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    error, number = driver.cuPointerGetAttribute(attribute, address)
+    return int(number) if error == driver.CUresult.CUDA_SUCCESS else current_device()
 
 
 def check_stream(number: int, stream: int) -> None:
@@ -76,14 +91,12 @@ def check_stream(number: int, stream: int) -> None:
         raise ValueError(f"stream must be one of device {number}, where the arrays are, got one of device {actual}")
 
 
-@cache
 def _stream(stream: int) -> Any:
     from cuda.core import LEGACY_DEFAULT_STREAM, Stream
 
     return Stream.from_handle(stream) if stream else LEGACY_DEFAULT_STREAM
 
 
-@cache
 def _numba_stream(stream: int) -> Any:
     from numba import cuda
 
@@ -141,7 +154,9 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
 
 @lru_cache(1024)
 def _configured(kernel: Any, blocks: int, threads: int, number: int, stream: int) -> Any:
-    return kernel[blocks, threads, _numba_stream(stream)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a small grid does not fill a device: some work is small
+        return kernel[blocks, threads, _numba_stream(stream)]
 
 
 def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
@@ -158,10 +173,57 @@ def has_bfloat16(number: int) -> bool:
     return tuple(Device(number).compute_capability) >= (8, 0)
 
 
-def dlpack(view: Any, **options: Any) -> object:
-    """A DLPack capsule of device memory that nbloss owns."""
+def order(number: int, first: int, then: int) -> None:
+    """Let what is started on stream `then` from now on wait for what stream `first` has under way."""
+    if (first or LEGACY_STREAM) == (then or LEGACY_STREAM):
+        return
+    from cuda.bindings import driver
+
+    with _on(number):
+        error, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        _checked((error,))
+        try:
+            _checked(driver.cuEventRecord(event, first))
+            _checked(driver.cuStreamWaitEvent(then, event, 0))
+        finally:
+            _checked(driver.cuEventDestroy(event))
+
+
+def dlpack(
+    view: Any,
+    *,
+    stream: int | None = None,
+    max_version: tuple[int, int] | None = None,
+    dl_device: tuple[int, int] | None = None,
+    copy: bool | None = None,
+) -> object:
+    """A DLPack capsule of device memory that nbloss owns; the consumer's stream waits for ours."""
     from cuda.core.utils import StridedMemoryView
 
+    number = view.home.number
+    if copy or (dl_device is not None and tuple(dl_device) != (DLPACK_CUDA, number)):
+        raise BufferError("nbloss shares its arrays where they are, without a copy")
+    if stream != -1:
+        order(number, view.home.stream, stream or LEGACY_STREAM)
     strides = tuple(step // view.dtype.itemsize for step in view.strides)
-    shared = StridedMemoryView.from_buffer(view.keeper, shape=view.shape, strides=strides, dtype=view.dtype)
-    return shared.__dlpack__(**options)
+    bfloat16 = view.dtype.kind == "V"
+    dtype = np.dtype(np.uint16) if bfloat16 else view.dtype
+    with _on(number):
+        shared = StridedMemoryView.from_buffer(view.keeper, shape=view.shape, strides=strides, dtype=dtype)
+        capsule: object = shared.__dlpack__(max_version=max_version)
+    if bfloat16:
+        call_bfloat16(capsule)
+    return capsule
+
+
+def call_bfloat16(capsule: object) -> None:
+    """Let a DLPack capsule of 16-bit integers say bfloat16, which cuda.core does not export (dlpack.h, version 1.0)."""
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    name = api.PyCapsule_GetName(capsule)
+    # A versioned capsule has version, context, deleter and flags before its DLTensor: 4 times 8 bytes. In there, data
+    # (8), device (8) and the number of axes (4) come before the code of the dtype.
+    tensor = api.PyCapsule_GetPointer(capsule, name) + (32 if name == b"dltensor_versioned" else 0)
+    ctypes.c_uint8.from_address(tensor + 20).value = DLPACK_BFLOAT16

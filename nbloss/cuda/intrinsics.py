@@ -114,6 +114,10 @@ if SIMULATED:
     kernelapi.FakeCUDAShared.array = _shared_array
 
 
+def sync_warp():
+    """Let the threads of a warp see what each other has read and written; simulated ones take turns anyway."""
+
+
 # --- what a device runs instead -------------------------------------------------------------------------------
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -236,6 +240,10 @@ if not SIMULATED:
     @intrinsic
     def store_integer(typingctx, address, value):
         return types.void(types.int64, types.int64), _emit_store_integer
+
+    @cuda.jit(device=True)
+    def sync_warp():
+        cuda.syncwarp()
 
     @cuda.jit(device=True)
     def shuffle_xor(value, distance):

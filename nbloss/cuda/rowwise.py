@@ -36,6 +36,7 @@ from nbloss.cuda.intrinsics import (
     reduction,
     store,
     store_vector,
+    sync_warp,
     two_sum,
 )
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
@@ -238,6 +239,8 @@ def rows(code, mass_code, form, dense, threads, height, values, warp):
             y_t = at_target(scale, x_t, m, r, kept, mass_sum, uniform, weight_t)
             out_row = out + i * out_outer
             room = classes if exists else 0
+            if threads <= warp:
+                sync_warp()  # in place, every thread has read x_t before one writes it; larger groups have met already
             for back in range(spans):
                 # The span that was read last is still held; with a dense target that is the first one.
                 s = back if dense else spans - 1 - back

@@ -61,6 +61,10 @@ def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arg
     kernel[blocks, threads](*arguments)
 
 
+def order(number: int, first: int, then: int) -> None:
+    """Everything is done in the order of the program."""
+
+
 def has_bfloat16(number: int) -> bool:
     """Whether the device converts to bfloat16."""
     return True

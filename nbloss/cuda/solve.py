@@ -63,7 +63,7 @@ def through_device(
     problem: Pointwise | Rowwise, value: bool, form: int, out: View, in_place: bool, factor: Array
 ) -> Any:
     """Solve a problem of host arrays: copied in, and results copied out."""
-    home = Home(device.memory().current_device(), device.stream_pointer(problem.stream))
+    home = Home(device.memory().current_device(), problem.stream)
     copies: dict[str, Any] = {
         n: home.upload(a) for n in ("x", *problem.arrays) if (a := getattr(problem, n)) is not None
     }
@@ -87,7 +87,7 @@ def run(problem: Pointwise | Rowwise, value: bool, form: int, out: View, in_plac
     for name in problem.arrays:  # a number may come from the host
         array = getattr(problem, name)
         if array is not None and not isinstance(array, DeviceView):
-            number = x.home.upload(array[(0,) * array.ndim])
+            number = x.home.upload(array[(0,) * array.ndim]) if array.size else x.home.empty((), array.dtype)
             setattr(problem, name, np.broadcast_to(number, array.shape, subok=True))
     if isinstance(problem, Pointwise):
         return pointwise(problem, value, out, in_place, factor)
