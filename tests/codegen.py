@@ -11,13 +11,14 @@ from numba import cuda
 from numba.cuda import dispatcher, types
 
 from nbloss import formulas
-from nbloss.cuda import pointwise, rowwise, solve, sums
+from nbloss.cuda import choices, planes, pointwise, rows, rowwise, solve, sums
 from nbloss.cuda.intrinsics import REAL, STORED, TYPE, VECTOR_BYTES
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 TARGETS = ((8, 0), (9, 0))
 DTYPES = {"f": "float32", "h": "bfloat16", "H": "float16", "d": "float64"}
 FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
+PARTS = (" again", "", " of parts")
 I64 = types.int64
 
 
@@ -25,50 +26,56 @@ def ints(count):
     return types.UniTuple(I64, count)
 
 
-def variants():
-    """(what it is called, its dtype, how to make it, argument types, threads of a block, elements of a thread)."""
-    rowwise_arguments = [ints(7), ints(5), ints(5), ints(7), ints(5)]
+def variants(target):
+    """(what it is called, its dtype, how to make it, argument types, launch bounds, elements of a thread)."""
+    rowwise_arguments = [ints(7), ints(5), ints(5), ints(7), ints(6)]
     for code, (form, form_name) in itertools.product(DTYPES, FORMS.items()):
         real = TYPE[REAL[code]]
         for dense in (False, True):
             mass = ", dense target" if dense else ""
             if dense and form == LOG_SOFTMAX:
                 continue
-            for _, threads, height, most in solve.ROW_SHAPES:
-                values = solve.values_of(most, code, dense)
-                options = (code, code, form, dense, threads, height, values, solve.WARP)
-                name = f"rows {threads}x{height}, {form_name}{mass}"
-                yield name, code, (rowwise.rows, options), [*rowwise_arguments, *[real] * 3], threads * height, values
+            for shape in (*choices.ROWS, choices.UNTRIED[-1]):
+                if not shape.serves(code, dense):
+                    continue
+                threads, height, _, parts = shape
+                values = shape.held(code, dense)
+                for even in (True, False):
+                    options = (code, code, form, dense, threads, height, values, parts, even, solve.WARP)
+                    kind = PARTS[min(parts, 2)] + ("" if even else " odd")
+                    name = f"rows {threads}x{height}x{values}{kind}, {form_name}{mass}"
+                    bounds = shape.bounds(code, dense, even, target)
+                    yield name, code, (rows.rows, options), [*rowwise_arguments, *[real] * 3], bounds, values
             for wide in (False, True):
                 name = f"planes{' wide' if wide else ''}, {form_name}{mass}"
                 options = (code, code, form, dense, wide)
                 lanes = VECTOR_BYTES // STORED[code].itemsize if wide else 1
                 arguments = [*rowwise_arguments, *[real] * 3]
-                yield name, code, (rowwise.planes, options), arguments, solve.PLANE_THREADS, lanes
+                yield name, code, (planes.planes, options), arguments, (solve.PLANE_THREADS, 1), lanes
         if form != LOG_SOFTMAX:
             picks = (rowwise.picks, (code, form))
-            yield f"picks, {form_name}", code, picks, [*rowwise_arguments, real], solve.PLANE_THREADS, 1
+            yield f"picks, {form_name}", code, picks, [*rowwise_arguments, real], (solve.PLANE_THREADS, 1), 1
     for name, code in itertools.product(formulas.POINTWISE, DTYPES):
         for want, label in ((1, "value"), (2, "gradient"), (3, "value and gradient")):
             options = (name, code, code, want, solve.POINT_THREADS, solve.WARP)
             arguments = [*[ints(3)] * 7, ints(2), ints(3), TYPE[REAL[code]], I64]
             lanes = VECTOR_BYTES // STORED[code].itemsize
-            yield f"{name}, {label}", code, (pointwise.pointwise, options), arguments, solve.POINT_THREADS, lanes
+            yield f"{name}, {label}", code, (pointwise.pointwise, options), arguments, (solve.POINT_THREADS, 1), lanes
     few = (solve.SUM_THREADS, solve.WARP)
     f64 = types.float64
     for code in "fd":
-        yield "sums", code, (sums.partial_sums, (code, *few, solve.SUM_EACH)), [I64] * 3, few[0], solve.SUM_EACH
-        yield "quotient", code, (sums.quotient, (code, *few)), [I64] * 3 + [f64] * 2 + [I64] * 2, few[0], 1
+        yield "sums", code, (sums.partial_sums, (code, *few, solve.SUM_EACH)), [I64] * 3, (few[0], 1), solve.SUM_EACH
+        yield "quotient", code, (sums.quotient, (code, *few)), [I64] * 3 + [f64] * 2 + [I64] * 2, (few[0], 1), 1
         scan = (sums.scan_labels, (code, *few, solve.SUM_EACH))
-        yield "scan of labels", code, scan, [ints(5), *[I64] * 6], few[0], solve.SUM_EACH
-        yield "convert", code, (sums.convert, ("d", code)), [ints(3), ints(3), I64, I64], solve.POINT_THREADS, 1
+        yield "scan of labels", code, scan, [ints(5), *[I64] * 6], (few[0], 1), solve.SUM_EACH
+        yield "convert", code, (sums.convert, ("d", code)), [ints(3), ints(3), I64, I64], (solve.POINT_THREADS, 1), 1
 
 
-def compiled(factory, options, signature, target):
+def compiled(factory, options, signature, target, bounds=None):
     """(PTX, what the assembler says of it) of a kernel."""
     # Device functions ask for the current device when they are compiled; there may be none.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target)
-    ptx, _ = cuda.compile_ptx(factory(*options), types.void(*signature), cc=target)
+    ptx, _ = cuda.compile_ptx(factory(*options), types.void(*signature), cc=target, launch_bounds=bounds)
     text = ptx if isinstance(ptx, str) else ptx.decode()
     flags = [f"-arch=sm_{target[0]}{target[1]}", "-verbose", "-Xptxas=-v"]
     handle = nvjitlink.create(len(flags), flags)
@@ -104,8 +111,8 @@ def figures(ptx, log):
 def main():
     heading = "registers spills stack wide-loads wide-stores float64 instructions a-value"
     print(f"{'kernel for sm_90':<62}{'dtype':<10}{heading}")
-    for name, code, (factory, options), signature, _, values in variants():
-        found = figures(*compiled(factory, options, signature, (9, 0)))
+    for name, code, (factory, options), signature, bounds, values in variants((9, 0)):
+        found = figures(*compiled(factory, options, signature, (9, 0), bounds))
         numbers = [*found.values(), round(found["instructions"] / values)]
         cells = "".join(f"{n:>{len(title) + 1}}" for n, title in zip(numbers, heading.split()))
         print(f"{name:<62}{DTYPES[code]:<9}{cells}", flush=True)

@@ -58,7 +58,7 @@ def on_the_device():
     """Let "auto" take host arrays to the device, so that the tests of the CPU hold for CUDA too."""
     if not CUDA:
         return
-    from nbloss.cuda import solve
+    from nbloss.cuda import choices, solve
 
     as_asked = dispatch.choose
 
@@ -69,7 +69,8 @@ def on_the_device():
         patch.setattr(losses, "choose", choose)
         if SIMULATED:  # blocks of a few threads, with two to a warp, and spans that rows do not fit in
             patch.setattr(solve, "WARP", 2)
-            patch.setattr(solve, "ROW_SHAPES", ((8, 2, 2, 16), (300, 4, 1, 16), (1 << 60, 4, 1, 64)))
+            shape = choices.RowShape
+            patch.setattr(choices, "ROWS", (shape(2, 2, 16, 1), shape(4, 1, 16, 1), shape(4, 1, 64, 0)))
             for name, threads in (("PLANE_THREADS", 4), ("POINT_THREADS", 4), ("SUM_THREADS", 4), ("SUM_EACH", 8)):
                 patch.setattr(solve, name, threads)
         yield

@@ -6,10 +6,13 @@ fault whose traceback names the line.
 """
 
 import ctypes
+import sys
 import threading
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
+from numba import cuda
 from numba.cuda.simulator import kernel
 
 from nbloss.cuda import simulator as memory
@@ -25,17 +28,22 @@ class Thread(kernel.BlockThread):
 
 
 class Block(kernel.BlockManager):
+    AT_ONCE = 4  # blocks, as some of them wait for each other
+    under_way: ClassVar = []  # threads of the blocks that have begun
+
     def run(self, grid_point, *args):
         points = list(np.ndindex(*self._block_dim))
         self.condition, self.live, self.waiting, self.phase = threading.Condition(), len(points), 0, 0
         threads = [Thread(lambda: self._f(*args), self, grid_point, p, self._debug) for p in points]
+        self.under_way.append(threads)
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
-        for thread in threads:
-            if thread.exception:
-                raise thread.exception[0].with_traceback(thread.exception[1])
+        last = all(at == count - 1 for at, count in zip(grid_point, self._grid_dim))
+        while self.under_way and (last or len(self.under_way) == self.AT_ONCE):
+            for thread in self.under_way.pop(0):
+                thread.join()
+                if thread.exception:
+                    raise thread.exception[0].with_traceback(thread.exception[1])
 
     def wait(self):
         """Wait until all threads that have not ended wait."""
@@ -102,8 +110,25 @@ class Piece:
         self._give_back()
 
 
+@contextmanager
+def swapped(function, simulated):
+    """Let all of nbloss's kernels and device functions see the simulated module, until the launch is over.
+
+    Numba's own does so function by function, and back again when the first of several threads leaves one.
+    """
+    modules = [m for name, m in sys.modules.items() if name.startswith("nbloss.cuda.")]
+    modules = [m for m in modules if getattr(m, "cuda", None) is cuda]
+    for module in modules:
+        module.cuda = simulated
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.cuda = cuda
+
+
 def install():
-    kernel.BlockManager = Block
+    kernel.BlockManager, kernel.swapped_cuda_module = Block, swapped
     arena = Arena()
     memory.allocate = arena.allocate
 

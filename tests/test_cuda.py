@@ -4,10 +4,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
+import scipy.special
 from conftest import CUDA, SIMULATED, close
 
 import nbloss
-from nbloss.cuda import device
+from nbloss.cuda import choices, device
 from nbloss.cuda.arrays import DeviceArray
 from nbloss.cuda.device import Home
 
@@ -243,7 +244,7 @@ class TestRefusals:
 
     def test_dtypes(self, rng, monkeypatch):
         x, labels = self.arguments(rng)
-        monkeypatch.setattr(device.memory(), "has_bfloat16", lambda number: False)
+        monkeypatch.setattr(device.memory(), "capability", lambda number: (7, 5))
         with pytest.raises(TypeError, match="logits must not be bfloat16 on a device below"):
             nbloss.cross_entropy(Foreign(x.astype(ml_dtypes.bfloat16)), Foreign(labels))
         with pytest.raises(TypeError, match="logits must be float16, bfloat16, float32 or float64, got int64"):
@@ -316,3 +317,62 @@ def test_same_bits_every_time(rng):
     given = Foreign(x), Foreign(labels)
     results = {tuple(np.asarray(r).tobytes() for r in nbloss.cross_entropy.value_and_grad(*given)) for _ in range(5)}
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("size", ["even", "odd"])
+def test_rows_of_several_blocks(rng, monkeypatch, size, parts, dtype):
+    """Blocks that hold a row together tell each other what they found; as bits for any alignment and in place too."""
+    shape = choices.RowShape(256, 1, 32, parts)
+    if SIMULATED:
+        from nbloss.cuda import solve
+
+        shape = choices.RowShape(8, 1, 16, parts)
+        monkeypatch.setattr(solve, "WARP", 4)  # as many lanes as parts
+    code = {"float64": "d"}.get(str(np.dtype(dtype)), "f")
+    most = int(shape.reach(code, False))
+    classes = most - 16 if size == "even" else most - 13
+    monkeypatch.setattr(choices, "forced", shape)
+    x = np.pad((rng.standard_normal((5, classes)) * 3).astype(dtype), ((0, 0), (0, 1)))[:, :-1]
+    x[3, : most // 2] = -np.inf  # parts of nothing
+    labels = rng.integers(most // 2, classes, 5)
+    labels[1] = -100
+    finite = np.maximum(x.astype(np.float64), -1e4)  # of which the exponential is 0 too
+    expected, gradient = reference.cross_entropy(finite, labels, reduction="none")
+    for given in (x.copy(), x):
+        loss, got = nbloss.cross_entropy.value_and_grad(given, labels, reduction="none")
+        close(loss, expected, dtype if code == "f" else "float64", np.abs(expected).max())
+        close(got.astype(np.float64), gradient, dtype, 1.0)
+    again = x.copy()
+    nbloss.cross_entropy.value_and_grad(again, labels, reduction="none", out=again)
+    np.testing.assert_array_equal(again, got)
+    probabilities = scipy.special.softmax(x.astype(np.float64), axis=-1)
+    close(nbloss.softmax(x).astype(np.float64), probabilities, dtype, 1.0)
+    x[4, classes // 3] = np.nan
+    values = nbloss.logsumexp(x)
+    np.testing.assert_array_equal(np.isnan(values), np.arange(5) == 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_alignment_changes_no_bit(rng, dtype):
+    """Rows that begin anywhere are read sixteen bytes at a time, and give what they give elsewhere."""
+    lanes = 16 // np.dtype(dtype).itemsize
+    for classes in (3, 37, 80, 300):
+        even = -(-classes // lanes) * lanes
+        x = np.full((6, even), -np.inf)
+        x[:, :classes] = rng.standard_normal((6, classes)) * 3
+        labels = rng.integers(0, classes, 6)
+        x = x.astype(dtype)
+        loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+        for offset in range(lanes + 1):
+            line = np.zeros(offset + 6 * (even + 1), dtype)
+            moved = line[offset:].reshape(6, even + 1)[:, :even]
+            moved[:] = x
+            values, got = nbloss.cross_entropy.value_and_grad(moved, labels, reduction="none")
+            np.testing.assert_array_equal(values, loss)
+            np.testing.assert_array_equal(got.astype(np.float64), gradient.astype(np.float64))
+        short = np.ascontiguousarray(x[:, :classes])
+        values, got = nbloss.cross_entropy.value_and_grad(short, labels, reduction="none")
+        np.testing.assert_array_equal(values, loss)
+        np.testing.assert_array_equal(got.astype(np.float64), gradient[:, :classes].astype(np.float64))

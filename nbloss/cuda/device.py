@@ -43,6 +43,12 @@ class Home:
         self._stream = stream  # it must live as long as anything is done on it
         self._memory.check_stream(number, self.stream)
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The device's compute capability."""
+        capability: tuple[int, int] = self._memory.capability(self.number)
+        return capability
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
         """New memory."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -130,7 +136,7 @@ def arrive(name: str, value: Any, stream: object) -> DeviceView:
     steps = strides or ()
     if not dtype.isnative:
         raise TypeError(f"{name} must be of the machine's byte order on a device, got {dtype}")
-    if is_bfloat16(dtype) and not memory().has_bfloat16(number):
+    if is_bfloat16(dtype) and not memory().capability(number) >= (8, 0):
         raise TypeError(f"{name} must not be bfloat16 on a device below compute capability 8.0")
     if address % dtype.alignment or any(step % dtype.alignment for step in steps):
         raise ValueError(

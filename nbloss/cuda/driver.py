@@ -166,11 +166,12 @@ def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arg
 
 
 @cache
-def has_bfloat16(number: int) -> bool:
-    """Whether the device converts to bfloat16 (compute capability 8.0)."""
+def capability(number: int) -> tuple[int, int]:
+    """The device's compute capability."""
     from cuda.core import Device
 
-    return tuple(Device(number).compute_capability) >= (8, 0)
+    major, minor = Device(number).compute_capability
+    return major, minor
 
 
 def order(number: int, first: int, then: int) -> None:

@@ -13,6 +13,7 @@ import ctypes
 import math
 import sys
 import threading
+import time
 
 import llvmlite.ir as ir
 import numpy as np
@@ -73,6 +74,14 @@ def load_vector(address, values, at, stored):
     values[at : at + len(decoded)] = decoded
 
 
+def load_vector_if(condition, address, values, at, stored):
+    """`load_vector` where the condition holds, else -inf; no branch, so that loads follow each other."""
+    if condition:
+        load_vector(address, values, at, stored)
+    else:
+        values[at : at + VECTOR_BYTES // stored.itemsize] = -math.inf
+
+
 def store_vector(address, values, at, stored):
     """Write sixteen bytes of elements."""
     lanes = VECTOR_BYTES // stored.itemsize
@@ -100,17 +109,63 @@ def shuffle_xor(value, distance):
     return other
 
 
+def from_neighbour(values, at, count, to, distance):
+    """count values from values[at] on, of the thread of the same warp so many further, into `to`."""
+    thread = threading.current_thread()
+    board = thread._manager.__dict__.setdefault("board", {})
+    board[thread.thread_id] = values[at : at + count].copy()
+    thread.syncthreads()
+    to[:count] = board.get(thread.thread_id + distance, math.nan)
+    thread.syncthreads()
+
+
+def power_of_two(shifted):
+    """2^(n - 127) for a float32 in whose lowest bits stands n, 0 for n = 0: n becomes the exponent."""
+    return (np.float32(shifted).view(np.int32) << 23).view(np.float32)
+
+
+def fma(a, b, c):
+    """a b + c, rounded once."""
+    return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
+
+
+def take_number(address):
+    """The number at an address, which is one more for the next who takes it."""
+    with TAKING:
+        number = load_integer(address, np.int64(0))
+        store_integer(address, number + 1)
+    return number
+
+
+def publish(address):
+    """Set a flag; who sees it sees all that this thread has written before."""
+    store_integer(address, 1)
+
+
+def is_published(address):
+    """Whether a flag is set."""
+    if load_integer(address, np.int64(0)) != 0:
+        return True
+    time.sleep(1e-4)
+    return False
+
+
+TAKING = threading.Lock()
+
+
 def _shared_array(shared, shape, dtype):
     frame = sys._getframe(1)
     array = np.empty(shape, as_dtype(dtype))
-    return shared._allocations.setdefault((frame.f_code, frame.f_lineno), array)
+    block = id(threading.current_thread()._manager)
+    return shared._allocations.setdefault((block, frame.f_code, frame.f_lineno), array)
 
 
 if SIMULATED:
+    exp2, reciprocal = np.exp2, np.reciprocal
     from numba.cuda.simulator import kernelapi
     from numba.np.numpy_support import as_dtype
 
-    # Numba 0.30's own makes two of one array, where two threads come to it at once.
+    # Numba 0.30's own makes two of one array, where two threads come to it at once, and one for all blocks.
     kernelapi.FakeCUDAShared.array = _shared_array
 
 
@@ -188,6 +243,57 @@ def _emit_load_vector(context, builder, signature, args):
     return context.get_dummy_value()
 
 
+def _emit_load_vector_if(context, builder, signature, args):
+    condition, address, values, at, _ = args
+    dtype = signature.args[4]
+    wide = dtype.bitwidth == 64
+    element, letter, count = (FLOAT[8], "d", 2) if wide else (I32, "r", 4)
+    ptx_type = "f64" if wide else "b32"
+    outputs = ", ".join(f"${k}" for k in range(count))
+    fills = {types.uint16: 0xFC00FC00, types.int16: 0xFF80FF80, types.float32: 0xFF800000}
+    fill = ir.Constant(FLOAT[8], -math.inf) if wide else I32(fills[dtype])
+    moves = "".join(f"mov.{ptx_type} ${k}, ${count + 2}; " for k in range(count))
+    text = (
+        f"{{ .reg .pred p; setp.ne.u32 p, ${count}, 0; {moves}"
+        f"@p ld.global.v{count}.{ptx_type} {{{outputs}}}, [${count + 1}]; }}"
+    )
+    results = ir.LiteralStructType([element] * count)
+    constraints = ",".join([f"=&{letter}"] * count + ["r", "l", letter])
+    kind = ir.FunctionType(results, [I32, I64, element])
+    wanted = builder.zext(condition, I32)
+    loaded = builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), [wanted, address, fill])
+    for k in range(VECTOR_BYTES * 8 // dtype.bitwidth):
+        if dtype.bitwidth == 16:
+            word = builder.lshr(builder.extract_value(loaded, k // 2), I32(16 * (k % 2)))
+            value = _half_to_float(builder, dtype, builder.trunc(word, I16))
+        else:
+            value = builder.extract_value(loaded, k)
+            value = value if wide else builder.bitcast(value, FLOAT[4])
+        builder.store(value, _slot(context, builder, signature.args[2], values, at, k))
+    return context.get_dummy_value()
+
+
+def _emit_power_of_two(context, builder, signature, args):
+    return builder.bitcast(builder.shl(builder.bitcast(args[0], I32), I32(23)), FLOAT[4])
+
+
+def _instruction(name):
+    def emit(context, builder, signature, args):
+        kind = ir.FunctionType(FLOAT[4], [FLOAT[4]])
+        return builder.call(ir.InlineAsm(kind, f"{name}.approx.ftz.f32 $0, $1;", "=f,f"), args)
+
+    return emit
+
+
+def _assembly(text, constraints, result):
+    def emit(context, builder, signature, args):
+        function = ir.InlineAsm(ir.FunctionType(result, [I64]), text, constraints + ",~{memory}", side_effect=True)
+        value = builder.call(function, args)
+        return context.get_dummy_value() if result == ir.VoidType() else value
+
+    return emit
+
+
 def _emit_store_vector(context, builder, signature, args):
     address, values, at, _ = args
     dtype = signature.args[3]
@@ -230,6 +336,37 @@ if not SIMULATED:
         return types.void(types.int64, values, types.int64, stored), _emit_load_vector
 
     @intrinsic
+    def load_vector_if(typingctx, condition, address, values, at, stored):
+        return types.void(types.boolean, types.int64, values, types.int64, stored), _emit_load_vector_if
+
+    @intrinsic
+    def power_of_two(typingctx, shifted):
+        return types.float32(types.float32), _emit_power_of_two
+
+    @intrinsic
+    def take_number(typingctx, address):
+        return types.int64(types.int64), _assembly("atom.global.add.u64 $0, [$1], 1;", "=l,l", I64)
+
+    @intrinsic
+    def publish(typingctx, address):
+        void = ir.VoidType()
+        return types.void(types.int64), _assembly("st.release.gpu.global.u64 [$0], 1;", "l", void)
+
+    @intrinsic
+    def load_acquire(typingctx, address):
+        return types.int64(types.int64), _assembly("ld.acquire.gpu.global.u64 $0, [$1];", "=l,l", I64)
+
+    @intrinsic
+    def exp2(typingctx, x):
+        """2^x as the device's own instruction has it: relative error 2^-22, results below 2^-126 are 0."""
+        return types.float32(types.float32), _instruction("ex2")
+
+    @intrinsic
+    def reciprocal(typingctx, x):
+        """1 / x as the device's own instruction has it: 1 ulp."""
+        return types.float32(types.float32), _instruction("rcp")
+
+    @intrinsic
     def store_vector(typingctx, address, values, at, stored):
         return types.void(types.int64, values, types.int64, stored), _emit_store_vector
 
@@ -244,6 +381,18 @@ if not SIMULATED:
     @cuda.jit(device=True)
     def sync_warp():
         cuda.syncwarp()
+
+    @cuda.jit(device=True)
+    def is_published(address):
+        return load_acquire(address) != 0
+
+    @cuda.jit(device=True)
+    def from_neighbour(values, at, count, to, distance):
+        for k in range(count):
+            if distance > 0:
+                to[k] = cuda.shfl_down_sync(ALL_LANES, values[at + k], distance)
+            else:
+                to[k] = cuda.shfl_up_sync(ALL_LANES, values[at + k], -distance)
 
     @cuda.jit(device=True)
     def shuffle_xor(value, distance):
@@ -270,9 +419,18 @@ def maximum(a, b):
 
 
 LIBRARY = {
-    np.float32: (libdevice.expf, libdevice.logf, libdevice.log1pf, libdevice.fabsf),
-    np.float64: (libdevice.exp, libdevice.log, libdevice.log1p, libdevice.fabs),
+    np.float32: (libdevice.expf, libdevice.logf, libdevice.log1pf, libdevice.fabsf, libdevice.fmaxf),
+    np.float64: (libdevice.exp, libdevice.log, libdevice.log1p, libdevice.fabs, libdevice.fmax),
 }
+if not SIMULATED:
+    fma = libdevice.fmaf_rn
+LOG2E, LOG2E_REST = np.float32(1.44269504), np.float32(1.92596303e-8)  # their sum is log2(e)
+# Adding this to a float32 rounds it to an integer, which it leaves in the lowest bits.
+ROUND = np.float32(1.5 * 2**23)
+BIAS, ONE, NOTHING = np.float32(127), np.float32(1), np.float32(0)
+UP = np.float32(24)  # exponentials are kept as so many binary orders more, for sums of them may be subnormal
+TWO_UP = np.float32(2**24)
+FAR = np.float32(256)  # exp(-FAR) is 0, and so is exp(x - m) for |m| >= FAR, unless x - m is exact (Sterbenz)
 
 
 class Functions:
@@ -281,8 +439,9 @@ class Functions:
     def __init__(self, code):
         real = REAL[code]
         self.real, self.type, self._half = real, TYPE[real], code in "Hh"
-        exp, log, log1p, absolute = (np.exp, np.log, np.log1p, np.abs) if SIMULATED else LIBRARY[real]
-        self.exp, self.log1p = exp, log1p
+        plain = np.exp, np.log, np.log1p, np.abs, np.fmax
+        exp, log, log1p, absolute, self.larger = plain if SIMULATED else LIBRARY[real]
+        self.exp, self.log1p, self.absolute = exp, log1p, absolute
         constants = {n: real(v) for n, v in vars(formulas).items() if isinstance(v, float)}
         self._primitives = {
             "exp": exp,
@@ -299,25 +458,71 @@ class Functions:
         self.row_loss = self.bound(formulas.row_loss)
         self.target_gradient = self.bound(formulas.target_gradient)
         self.dense_gradient = self.bound(formulas.dense_gradient)
-        self.exp_difference = self._exp_difference()
+        self.around, self.scaled_exp = self._row_exponential()
 
     def bound(self, formula):
         return device_function(formulas.bind(formula, **self._primitives))
 
-    def _exp_difference(self):
-        exp, lowest, nothing, half = self.exp, self.real(-math.inf), self.real(0), self._half
+    def _row_exponential(self):
+        """Two functions for a row with the maximum m: around(m), and with what that gives
 
-        def exp_difference(x, m):
-            """exp(x - m) for x <= m, with what the subtraction rounds away put back: 8 ulp of exp(-20) in float32."""
-            d = x - m
-            if half:  # nothing that the input's own digits could show is rounded away
-                return exp(d)
-            rounded_m = d - x
-            lost = (x - (d - rounded_m)) - (m + rounded_m)
-            e = exp(d)
-            return e + e * (lost if d > lowest else nothing)
+            scaled_exp(x, around(m)) = exp(x - m) unit
 
-        return device_function(exp_difference)
+        to 3 ulp for any x <= m, where unit = around(m)[2], 1 / unit = around(m)[3], and exactly unit for x = m.
+
+        No x - m is rounded: with n the integer next to x log2(e), and k that next to m log2(e), exp(x - m) is
+        2^(x log2(e) - n) 2^(n - k) over the same of m, which is unit (times 2^24). Nine instructions; NaN stays NaN.
+        """
+        if self.real is np.float64:
+            exp, lowest, nothing, one = self.exp, self.real(-math.inf), self.real(0), self.real(1)
+
+            @device_function
+            def around_wide(m):
+                return m, m, one, one
+
+            @device_function
+            def scaled_exp_wide(x, state):
+                # No instruction for 2^x here: what the subtraction rounds away is put back (TwoSum).
+                m = state[0]
+                d = x - m
+                rounded_m = d - x
+                lost = (x - (d - rounded_m)) - (m + rounded_m)
+                e = exp(d)
+                return e + e * (lost if d > lowest else nothing)
+
+            return around_wide, scaled_exp_wide
+
+        if self._half:
+            # Next to the input's own 8 or 11 bits, 8 ulp are nothing: three instructions do.
+            @device_function
+            def around_short(m):
+                unit = exp2(UP)
+                return m, m, unit, reciprocal(unit)
+
+            @device_function
+            def scaled_exp_short(x, state):
+                return exp2(fma(x - state[0], LOG2E, UP))
+
+            return around_short, scaled_exp_short
+
+        larger, absolute = self.larger, self.absolute
+
+        @device_function
+        def around(m):
+            centre = m if absolute(m) >= FAR else NOTHING
+            d = m - centre
+            k = fma(d, LOG2E, ROUND) - ROUND
+            unit = exp2(fma(d, LOG2E_REST, fma(d, LOG2E, -k))) * TWO_UP
+            return centre, (ROUND + (BIAS + UP)) - k, unit, reciprocal(unit)
+
+        @device_function
+        def scaled_exp(x, state):
+            d = x - state[0]
+            shifted = larger(fma(d, LOG2E, state[1]), ROUND)  # 2^-151 and less are 0
+            n = shifted - state[1]
+            return exp2(fma(d, LOG2E_REST, fma(d, LOG2E, -n))) * power_of_two(shifted)
+
+        return around, scaled_exp
 
 
 @device_function
@@ -331,39 +536,52 @@ def two_sum(a, b):
 # --- whole warps and blocks -----------------------------------------------------------------------------------
 
 
-def reduction(combine, first, real, threads, warp):
-    """A function that combines one value of each of `threads` neighbouring threads, always in one order.
+def reduction(combine, first, real, threads, warp, count=1):
+    """A function that combines `count` values of each of `threads` neighbouring threads, always in one order.
 
-    Up to a warp, groups of threads lie side by side in a block; more threads are a block of their own.
+    Up to a warp, groups of threads lie side by side in a block; more threads are a block of their own. Such a function
+    may be called at one place of a kernel only: its shared memory is not guarded against being written again.
     """
     width = min(threads, warp)
-    warps = threads // width
+    warps, bits = threads // width, width.bit_length() - 1
     dtype = TYPE[real]
 
-    def within_warp(value):
-        distance = width // 2
-        while distance:
-            value = combine(value, shuffle_xor(value, distance))
-            distance //= 2
-        return value
+    def folder(lanes):
+        @device_function
+        def fold(value):
+            distance = lanes // 2
+            while distance:
+                value = combine(value, shuffle_xor(value, distance))
+                distance //= 2
+            return value
 
+        return fold
+
+    within_warp = folder(width)
+    if warps == 1 and count == 1:
+        return within_warp
     if warps == 1:
-        return device_function(within_warp)
-    within_warp = device_function(within_warp)
+        return device_function(lambda a, b: (within_warp(a), within_warp(b)))
+    across = folder(warps)
 
-    def within_block(value):
-        value = within_warp(value)
+    def one(value):
         slots = cuda.shared.array(warps, dtype)
-        cuda.syncthreads()  # an earlier reduction has been read
-        if cuda.threadIdx.x % width == 0:
-            slots[cuda.threadIdx.x // width] = value
+        value = within_warp(value)
+        if (cuda.threadIdx.x & (width - 1)) == 0:
+            slots[cuda.threadIdx.x >> bits] = value
         cuda.syncthreads()
-        value = first
-        for k in range(warps):
-            value = combine(value, slots[k])
-        return value
+        return across(slots[cuda.threadIdx.x & (warps - 1)])
 
-    return cuda.jit(device=True)(within_block)
+    def two(a, b):
+        slots = cuda.shared.array((2, warps), dtype)
+        a, b = within_warp(a), within_warp(b)
+        if (cuda.threadIdx.x & (width - 1)) == 0:
+            slots[0, cuda.threadIdx.x >> bits] = a
+            slots[1, cuda.threadIdx.x >> bits] = b
+        cuda.syncthreads()
+        return across(slots[0, cuda.threadIdx.x & (warps - 1)]), across(slots[1, cuda.threadIdx.x & (warps - 1)])
+
+    return cuda.jit(device=True)(one if count == 1 else two)
 
 
 def pair_total(real, threads, warp):

@@ -65,9 +65,9 @@ def order(number: int, first: int, then: int) -> None:
     """Everything is done in the order of the program."""
 
 
-def has_bfloat16(number: int) -> bool:
-    """Whether the device converts to bfloat16."""
-    return True
+def capability(number: int) -> tuple[int, int]:
+    """The device's compute capability."""
+    return 9, 0
 
 
 def dlpack(view: Any, **options: Any) -> object:

@@ -13,23 +13,21 @@ from numba import cuda
 
 from nbloss import layout
 from nbloss import problem as problems
-from nbloss.cuda import device
+from nbloss.cuda import choices, device
+from nbloss.cuda import planes as plane_kernels
 from nbloss.cuda import pointwise as pointwise_kernels
+from nbloss.cuda import rows as row_kernels
 from nbloss.cuda import rowwise as rowwise_kernels
 from nbloss.cuda import sums as sum_kernels
 from nbloss.cuda.arrays import DeviceView
 from nbloss.cuda.device import Home
-from nbloss.cuda.intrinsics import LABEL_CODE, VECTOR_BYTES
+from nbloss.cuda.intrinsics import LABEL_CODE, SIMULATED, VECTOR_BYTES
 from nbloss.cuda.pointwise import CHUNKS, GRADIENT, VALUE
 from nbloss.problem import FLOAT64, LOSS_ONLY, WEIGHTED_MEAN, Array, Pointwise, Rowwise, compute_dtype, divided
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
 
 WARP = 32
-# How rows of up to so many classes are shared out: (classes, threads a row, rows a block, values a thread in a span).
-# A thread holds its values in registers: 32 of them and what else it needs are fewer than the 128 that 512 threads may
-# have each; of float64, and beside a target with mass on every class, it holds half as many.
-ROW_SHAPES = ((128, 8, 16, 16), (512, 32, 4, 16), (2048, 128, 1, 16), (4096, 256, 1, 16), (16384, 512, 1, 32))
 PLANE_THREADS = 128
 POINT_THREADS = 256
 SUM_THREADS, SUM_EACH = 256, 16  # threads a block and elements a thread of sums over rows and blocks
@@ -38,18 +36,15 @@ SUM_THREADS, SUM_EACH = 256, 16  # threads a block and elements a thread of sums
 FAULTS, DIVISOR, FACTOR, SCRATCH = 0, 8, 16, 24
 
 
-def values_of(most: int, code: str, dense: bool) -> int:
-    """How many values of a row a thread holds in registers, of the most that it may."""
-    return most // 2 if dense or code == "d" else most
-
-
 def _code(dtype: np.dtype[Any]) -> str:
     return {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}[dtype.name]
 
 
 @cache
-def _compiled(factory: Callable[..., Any], *options: Any) -> Any:
-    return cuda.jit(factory(*options))
+def _compiled(factory: Callable[..., Any], *options: Any, bounds: tuple[int, int] | None = None) -> Any:
+    if SIMULATED:
+        return cuda.jit(factory(*options))
+    return cuda.jit(factory(*options), launch_bounds=bounds, lto=False)  # as tests compile it
 
 
 def _address(view: View) -> int:
@@ -329,28 +324,36 @@ def _run_rowwise(
             problem.axis, list(per_class.values()), list(per_row.values()), 1
         ):
             arrays = dict(zip(per_class, spread)) | dict(zip(per_row, rows))
-            arguments = _arguments(problem, arrays, factor_at, faults)
             outer, _, inner = arrays["x"].shape
+            exchange: View = None
             if problem.normalized:
+                arguments = _arguments(problem, arrays, factor_at, faults, None)
                 kernel = _compiled(rowwise_kernels.picks, code, stage)
                 blocks = -(-outer * inner // PLANE_THREADS)
                 home.launch(kernel, blocks, PLANE_THREADS, *arguments, scale)
                 continue
             if along:
-                _, threads, height, values = next((s for s in ROW_SHAPES if classes <= s[0]), ROW_SHAPES[-1])
-                values = values_of(values, code, dense)
-                factory = rowwise_kernels.rows
-                kernel = _compiled(factory, code, mass_code, stage, dense, threads, height, values, WARP)
-                blocks, threads = -(-outer // height), threads * height
+                shape = choices.row_shape(classes, code, dense)
+                threads, height, _, parts = shape
+                held = shape.held(code, dense)
+                even = _even(arrays)
+                options = (code, mass_code, stage, dense, threads, height, held, parts, even, WARP)
+                kernel = _compiled(row_kernels.rows, *options, bounds=shape.bounds(code, dense, even, home.capability))
+                blocks, threads = -(-outer // height) * max(parts, 1), threads * height
+                if parts > 1:
+                    exchange = home.zeros(row_kernels.RECORD * (1 + blocks))
             else:
                 wide = _wide(arrays)
-                kernel = _compiled(rowwise_kernels.planes, code, mass_code, stage, dense, wide)
+                kernel = _compiled(plane_kernels.planes, code, mass_code, stage, dense, wide)
                 lanes = VECTOR_BYTES // x.dtype.itemsize if wide else 1
-                blocks, threads = -(-outer * inner // lanes // PLANE_THREADS), PLANE_THREADS
+                blocks, threads = -(-outer * inner // (lanes * PLANE_THREADS)), PLANE_THREADS
+            arguments = _arguments(problem, arrays, factor_at, faults, exchange)
             home.launch(kernel, blocks, threads, *arguments, share, uniform, scale)
 
 
-def _arguments(problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults: int) -> tuple[tuple[int, ...], ...]:
+def _arguments(
+    problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults: int, exchange: View
+) -> tuple[tuple[int, ...], ...]:
     """The five tuples that row-wise kernels take: see nbloss.cuda.rowwise."""
     x = arrays["x"]
 
@@ -363,8 +366,14 @@ def _arguments(problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults:
         (*place("target", 2), code, problem.ignore_index),
         (*place("mass", 3), _address(problem.weight)),
         (*place("out", 3), *place("loss", 2)),
-        (*place("grad_output", 2), factor_at, faults),
+        (*place("grad_output", 2), factor_at, faults, _address(exchange)),
     )
+
+
+def _even(arrays: dict[str, Any]) -> bool:
+    """Whether all rows of classes side by side begin and end on sixteen bytes."""
+    given = [arrays[name] for name in ("x", "out") if name in arrays]
+    return not any(n % VECTOR_BYTES for a in given for n in (a.address, a.strides[0], a.shape[1] * a.itemsize))
 
 
 def _wide(arrays: dict[str, Any]) -> bool:
