@@ -20,15 +20,20 @@ DTYPES = {"f": "float32", "h": "bfloat16", "H": "float16", "d": "float64"}
 FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
 PARTS = (" again", "", " of parts")
 I64 = types.int64
+WIDE = "ld.global.v4"
+PREDICATED = "{ .reg .pred"  # how a load that may be left out begins
+NO_INSTRUCTION = (".", "//", "$", "{", "}", "(", ")", "mov", "neg", "ld.param")
 
 
 def ints(count):
     return types.UniTuple(I64, count)
 
 
+ROW_ARGUMENTS = [ints(7), ints(5), ints(5), ints(7), ints(6)]
+
+
 def variants(target):
     """(what it is called, its dtype, how to make it, argument types, launch bounds, elements of a thread)."""
-    rowwise_arguments = [ints(7), ints(5), ints(5), ints(7), ints(6)]
     for code, (form, form_name) in itertools.product(DTYPES, FORMS.items()):
         real = TYPE[REAL[code]]
         for dense in (False, True):
@@ -45,16 +50,16 @@ def variants(target):
                     kind = PARTS[min(parts, 2)] + ("" if even else " odd")
                     name = f"rows {threads}x{height}x{values}{kind}, {form_name}{mass}"
                     bounds = shape.bounds(code, dense, even, target)
-                    yield name, code, (rows.rows, options), [*rowwise_arguments, *[real] * 3], bounds, values
+                    yield name, code, (rows.rows, options), [*ROW_ARGUMENTS, *[real] * 3], bounds, values
             for wide in (False, True):
                 name = f"planes{' wide' if wide else ''}, {form_name}{mass}"
                 options = (code, code, form, dense, wide)
                 lanes = VECTOR_BYTES // STORED[code].itemsize if wide else 1
-                arguments = [*rowwise_arguments, *[real] * 3]
+                arguments = [*ROW_ARGUMENTS, *[real] * 3]
                 yield name, code, (planes.planes, options), arguments, (solve.PLANE_THREADS, 1), lanes
         if form != LOG_SOFTMAX:
             picks = (rowwise.picks, (code, form))
-            yield f"picks, {form_name}", code, picks, [*rowwise_arguments, real], (solve.PLANE_THREADS, 1), 1
+            yield f"picks, {form_name}", code, picks, [*ROW_ARGUMENTS, real], (solve.PLANE_THREADS, 1), 1
     for name, code in itertools.product(formulas.POINTWISE, DTYPES):
         for want, label in ((1, "value"), (2, "gradient"), (3, "value and gradient")):
             options = (name, code, code, want, solve.POINT_THREADS, solve.WARP)
@@ -104,12 +109,44 @@ def figures(ptx, log):
         "wide loads": len(re.findall(r"ld\.global\.v[24]\.[ufb](?:32|64)", ptx)),
         "wide stores": len(re.findall(r"st\.global\.v[24]\.[ufb](?:32|64)", ptx)),
         "float64": len(re.findall(r"\.f64", ptx)),
-        "instructions": sum(line.startswith("\t") and not line.startswith("\t.") for line in ptx.splitlines()),
+        "loads first": WIDE in ptx and loads_come_first(ptx),
+        "instructions": sum(1 for _ in instructions(ptx)),
     }
 
 
+def instructions(ptx):
+    """Lines of PTX that machine instructions come of; moves and negations become operands of others."""
+    for line in ptx.splitlines():
+        text = re.sub(r"^@!?%p\d+\s+", "", line.strip())
+        if text.startswith(PREDICATED) or (text and not text.startswith(NO_INSTRUCTION)):
+            yield line
+
+
+def loads_come_first(ptx):
+    """Whether all 16-byte loads stand before the first use of anything that one of them loads."""
+    lines = ptx.splitlines()
+    loaded = {k: re.findall(r"%\w+", line.split("{")[-1].split("}")[0]) for k, line in enumerate(lines) if WIDE in line}
+    registers = {register for some in loaded.values() for register in some}
+    used = (k for k, line in enumerate(lines) if k not in loaded and registers & set(re.findall(r"%\w+", line)))
+    return max(loaded) < next(used)
+
+
+def instructions_a_value(code, form, even=True):
+    """What one more value costs in a row that a block holds: kernels of 32 and of 16 values a thread compared.
+
+    What no thread but those at a maximum runs is counted too, about 4.
+    """
+    counts = {}
+    for values in (16, 32):
+        shape = choices.RowShape(256, 1, values, 1)
+        options = (code, code, form, False, *shape[:3], shape.parts, even, solve.WARP)
+        ptx, _ = compiled(rows.rows, options, [*ROW_ARGUMENTS, *[TYPE[REAL[code]]] * 3], (9, 0))
+        counts[values] = sum(1 for _ in instructions(ptx))
+    return (counts[32] - counts[16]) / 16
+
+
 def main():
-    heading = "registers spills stack wide-loads wide-stores float64 instructions a-value"
+    heading = "registers spills stack wide-loads wide-stores float64 loads-first instructions a-value"
     print(f"{'kernel for sm_90':<62}{'dtype':<10}{heading}")
     for name, code, (factory, options), signature, bounds, values in variants((9, 0)):
         found = figures(*compiled(factory, options, signature, (9, 0), bounds))
