@@ -83,6 +83,17 @@ def compiled(factory, options, signature, target):
     return text, log.decode()
 
 
+def parameters(ptx):
+    """The types of a kernel's parameters, in order."""
+    return re.findall(r"^\t\.param \.(\w+) ", ptx.partition(".entry")[2].partition(")\n{")[0], re.MULTILINE)
+
+
+def flat(signature):
+    """What a launch gives a kernel of this signature: one parameter for each number, of eight bytes if an integer."""
+    numbers = [t for argument in signature for t in (argument if isinstance(argument, types.UniTuple) else [argument])]
+    return [{I64: "u64", types.float32: "f32", types.float64: "f64"}[t] for t in numbers]
+
+
 def figures(ptx, log):
     """What tests hold a kernel to. Instructions are those of the program text: all branches, unrolled loops once."""
 

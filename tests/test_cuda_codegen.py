@@ -28,7 +28,9 @@ def chosen():
 @pytest.mark.parametrize(("variant", "target"), list(chosen()))
 def test_kernel(variant, target):
     name, code, (factory, options), signature, threads, _ = variant
-    found = codegen.figures(*codegen.compiled(factory, options, signature, target))
+    ptx, log = codegen.compiled(factory, options, signature, target)
+    assert codegen.parameters(ptx) == codegen.flat(signature)  # as nbloss.cuda.driver.launch gives them
+    found = codegen.figures(ptx, log)
     assert found["spills"] == 0
     assert found["stack"] == 0  # the values of a thread lie in registers
     assert found["registers"] * threads <= REGISTERS

@@ -7,11 +7,12 @@ read through it. What a user receives is a `DeviceArray`, which other libraries 
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbloss.problem import Array, is_bfloat16
+from nbloss.problem import Array
 
 if TYPE_CHECKING:
     from nbloss.cuda.device import Home
@@ -78,11 +79,8 @@ class DeviceView(np.ndarray[tuple[int, ...], np.dtype[Any]]):
         return f"DeviceView(shape={self.shape}, dtype={self.dtype})"
 
 
-class _Interface:
-    """What NumPy asks for to lay a view over an address."""
-
-    def __init__(self, **interface: Any) -> None:
-        self.__array_interface__ = {"version": 3, **interface}
+# All memory, of which no byte is read: NumPy lays a view over a part of it five times faster than over an address.
+EVERYTHING: Any = (ctypes.c_char * (1 << 62)).from_address(1)
 
 
 def view_at(
@@ -96,15 +94,7 @@ def view_at(
     source: object = None,
 ) -> DeviceView:
     """A view of the device memory at an address."""
-    if 0 in shape:
-        plain: Array = np.empty(shape, dtype)
-    else:
-        typestr = f"<V{dtype.itemsize}" if is_bfloat16(dtype) else dtype.str
-        interface = _Interface(data=(address, read_only), shape=shape, strides=strides, typestr=typestr)
-        plain = np.asarray(interface)
-        if is_bfloat16(dtype):
-            plain = plain.view(dtype)
-    view = plain.view(DeviceView)
+    view: DeviceView = DeviceView(shape, dtype, EVERYTHING, max(address, 1) - 1, strides)
     view.flags.writeable = not read_only
     view.home, view.keeper, view.source = home, keeper, source
     return view
