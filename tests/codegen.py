@@ -57,10 +57,10 @@ def variants():
     few = (solve.SUM_THREADS, solve.WARP)
     f64 = types.float64
     for code in "fd":
-        yield "sums", code, (sums.partial_sums, (code, *few, solve.SUM_EACH)), [I64] * 3, few[0], solve.SUM_EACH
-        yield "quotient", code, (sums.quotient, (code, *few)), [I64] * 3 + [f64] * 2 + [I64] * 2, few[0], 1
+        total = (sums.total, (code, *few, solve.SUM_EACH))
+        yield "sum", code, total, [ints(3), ints(3), ints(4), f64, f64], few[0], solve.SUM_EACH
         scan = (sums.scan_labels, (code, *few, solve.SUM_EACH))
-        yield "scan of labels", code, scan, [ints(5), *[I64] * 6], few[0], solve.SUM_EACH
+        yield "scan of labels", code, scan, [ints(5), ints(3), I64, ints(3), ints(4), f64], few[0], solve.SUM_EACH
         yield "convert", code, (sums.convert, ("d", code)), [ints(3), ints(3), I64, I64], solve.POINT_THREADS, 1
 
 

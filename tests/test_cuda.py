@@ -1,5 +1,8 @@
 """Arrays on a device: what goes in, what comes out, and what is refused. Run with NUMBA_ENABLE_CUDASIM=1 or a GPU."""
 
+import collections
+import functools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -162,6 +165,38 @@ def test_results_are_arrays_for_other_libraries(rng):
     if SIMULATED:
         with pytest.raises(BufferError):
             gradient.__dlpack__()
+
+
+LOGITS, MANY = (5, 6), (40, 6)
+OPERATIONS = {  # what a call asks of the device: kernels, memory cleared, copies that are waited for
+    "cross-entropy": (lambda x, t: nbloss.cross_entropy(x, t), LOGITS, (3, 0, 1)),
+    "its gradient too": (lambda x, t: nbloss.cross_entropy.value_and_grad(x, t), LOGITS, (3, 0, 1)),
+    "unchecked": (lambda x, t: nbloss.cross_entropy.value_and_grad(x, t, check=False), LOGITS, (3, 0, 0)),
+    "its gradient alone": (lambda x, t: nbloss.cross_entropy.grad(x, t, check=False), LOGITS, (2, 0, 0)),
+    "of each row": (lambda x, t: nbloss.cross_entropy(x, t, reduction="none", check=False), LOGITS, (1, 0, 0)),
+    "of more rows than a block adds": (lambda x, t: nbloss.cross_entropy(x, t, check=False), MANY, (5, 0, 0)),
+    "softmax": (lambda x, t: nbloss.softmax(x), LOGITS, (1, 0, 0)),
+    "mean squared error": (lambda x, t: nbloss.mse_loss.value_and_grad(x, x), LOGITS, (2, 0, 0)),
+    "weighted": (lambda x, t: nbloss.mse_loss.value_and_grad(x, x, weight=x), LOGITS, (3, 0, 0)),
+    "BCE's gradient": (lambda x, t: nbloss.binary_cross_entropy_with_logits.grad(x, x), LOGITS, (1, 0, 0)),
+    "BCE of probabilities": (lambda x, t: nbloss.binary_cross_entropy(x, x), LOGITS, (2, 1, 1)),
+    "in place": (lambda x, t: nbloss.binary_cross_entropy.value_and_grad(x, t, out=x), LOGITS, (3, 1, 1)),
+}
+
+
+@pytest.mark.skipif(not SIMULATED, reason="counts what reaches the simulator")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_of_a_call(monkeypatch, name):
+    call, shape, expected = OPERATIONS[name]
+    x = Foreign(np.full(shape, 0.5, np.float32))
+    t = Foreign(np.full(shape, 0.5, np.float32) if name == "in place" else np.zeros(shape[0], int))
+    count = collections.Counter()
+    for operation in ("launch", "clear", "copy_to_host"):
+        do = getattr(device.memory(), operation)
+        counted = functools.partial(lambda do, operation, *args: (count.update([operation]), do(*args)), do, operation)
+        monkeypatch.setattr(device.memory(), operation, counted)
+    call(x, t)
+    assert tuple(count[n] for n in ("launch", "clear", "copy_to_host")) == expected
 
 
 class TestRefusals:

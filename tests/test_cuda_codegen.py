@@ -34,7 +34,7 @@ def test_kernel(variant, target):
     assert found["spills"] == 0
     assert found["stack"] == 0  # the values of a thread lie in registers
     assert found["registers"] * threads <= REGISTERS
-    single_precision = code != "d" and not name.startswith(("sums", "quotient", "scan", "convert"))
+    single_precision = code != "d" and not name.startswith(("sum", "scan", "convert"))
     assert not (single_precision and found["float64"])
     if name.startswith(("rows", "planes wide", "binary", "mse", "l1")):
         assert found["wide loads"] >= 1

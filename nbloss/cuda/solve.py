@@ -32,10 +32,11 @@ WARP = 32
 ROW_SHAPES = ((128, 8, 16, 16), (512, 32, 4, 16), (2048, 128, 1, 16), (4096, 256, 1, 16), (16384, 512, 1, 32))
 PLANE_THREADS = 128
 POINT_THREADS = 256
-SUM_THREADS, SUM_EACH = 256, 16  # threads a block and elements a thread of sums over rows and blocks
+SUM_THREADS, SUM_EACH = 1024, 16  # threads a block and elements a thread of sums over rows and blocks
 
 # Scratch of a call: a count of faults (int64), the divisor of a mean (float64), the factor of its gradient.
 FAULTS, DIVISOR, FACTOR, SCRATCH = 0, 8, 16, 24
+BYTES = np.dtype(np.uint8)
 
 
 def values_of(most: int, code: str, dense: bool) -> int:
@@ -43,6 +44,7 @@ def values_of(most: int, code: str, dense: bool) -> int:
     return most // 2 if dense or code == "d" else most
 
 
+@cache
 def _code(dtype: np.dtype[Any]) -> str:
     return {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}[dtype.name]
 
@@ -125,28 +127,39 @@ def _convert(kernel: Any, source: View, destination: View) -> None:
         to.home.launch(kernel, blocks, POINT_THREADS, read, (to.address, *to.strides), outer, inner)
 
 
-def _mean_of(home: Home, values: View, code: str, divisor_at: int, divisor: float, dtype: np.dtype[Any]) -> View:
+def _mean_of(home: Home, values: View, divisor_at: int, divisor: float, dtype: np.dtype[Any]) -> View:
     """The sum of all values (side by side) over a divisor, 0-d."""
-    partial, count = _partial(home, values, code)
     result = home.empty((), dtype)
-    kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
-    home.launch(kernel, 1, SUM_THREADS, _address(partial), count, divisor_at, 0.0, divisor, 0, result.address)
+    values_of = (_address(values), values.size, 0)
+    _total(home, values_of, dtype, (0, 0, divisor_at, result.address), 0.0, divisor)
     return result
 
 
-def _partial(home: Home, values: View, code: str) -> tuple[View, int]:
-    """Sums of neighbours in float64, few enough for one block."""
-    count = values.size
-    while True:
-        each = SUM_THREADS * SUM_EACH
-        blocks = -(-count // each)
-        partial = home.empty((max(blocks, 1),), FLOAT64)
-        if blocks:
-            kernel = _compiled(sum_kernels.partial_sums, code, SUM_THREADS, WARP, SUM_EACH)
-            home.launch(kernel, blocks, SUM_THREADS, values.address, count, partial.address)
-        if blocks <= each:
-            return partial, blocks
-        values, count, code = partial, blocks, "d"
+def _total(
+    home: Home,
+    values: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    ending: tuple[int, int, int, int],
+    numerator: float,
+    divisor: float,
+) -> None:
+    """Add values of `dtype`, or the sums of blocks, as nbloss.cuda.sums says."""
+    kernel = _compiled(sum_kernels.total, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
+    blocks = 0
+    while blocks != 1:
+        blocks = _blocks_of_sum(values[1])
+        partial = _partial(home, blocks)
+        home.launch(kernel, blocks, SUM_THREADS, values, (_address(partial), 0, blocks), ending, numerator, divisor)
+        values = (_address(partial), blocks, 1)
+
+
+def _blocks_of_sum(count: int) -> int:
+    return max(-(-count // (SUM_THREADS * SUM_EACH)), 1)
+
+
+def _partial(home: Home, blocks: int) -> View:
+    """Room for the sums of several blocks, and for what they know of faults."""
+    return home.empty((2 * blocks,), FLOAT64) if blocks > 1 else None
 
 
 def _faults(home: Home, at: int) -> bool:
@@ -176,15 +189,14 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
         if loss is not None or not value:
             return loss
         return _constant(home, divided(0.0, count) if problem.reduction == "mean" else 0.0, dtype)
-    scratch = home.zeros(SCRATCH) if checked or weighted else None
+    scratch = home.zeros(SCRATCH) if checked else home.empty((SCRATCH,), BYTES) if weighted else None
     at = _address(scratch)
     host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
     scale = host_factor if weighted else divided(host_factor, count)
     if weighted:
         weights: View = problem.weight
-        partial, pieces = _partial(home, weights.astype(dtype), _code(dtype))  # side by side
-        kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
-        home.launch(kernel, 1, SUM_THREADS, partial.address, pieces, 0, scale, 1.0, at + DIVISOR, at + FACTOR)
+        weights = weights.astype(dtype, copy=False)  # side by side
+        _total(home, (weights.address, weights.size, 0), dtype, (0, at + DIVISOR, 0, at + FACTOR), scale, 1.0)
         scale = 1.0
     arrays = {"x": x, "target": problem.target, "weight": problem.weight, "pos_weight": problem.pos_weight}
     if isinstance(factor, DeviceView):
@@ -200,7 +212,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     sums = _run_pointwise(problem.name, present, want, (factor_at, heed, report), number)
     result = loss
     if value and loss is None:
-        result = _mean_of(home, sums, _code(dtype), at + DIVISOR if weighted else 0, count, dtype)
+        result = _mean_of(home, sums, at + DIVISOR if weighted else 0, count, dtype)
     if checked and _faults(home, at + FAULTS):
         problems.refuse_probabilities(home.download(x))
     return result
@@ -244,7 +256,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     count, scale = (float(rows), divided(host_factor, rows)) if mean and labels is None else (1.0, host_factor)
     scratch = None
     if labels is not None and rows and (mean or problem.check):
-        scratch = home.zeros(SCRATCH)
+        scratch = home.empty((SCRATCH,), BYTES)
         _scan(problem, scratch, scale, dtype, classes)
     at = _address(scratch)
     by_labels = mean and scratch is not None
@@ -257,11 +269,11 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
         loss = _constant(home, -np.inf if no_target else 0.0, dtype, problem.shape)
     if loss is not None and problem.reduction != "none":
         if by_labels:
-            loss = _mean_of(home, loss, _code(dtype), at + DIVISOR, 1.0, dtype)
+            loss = _mean_of(home, loss, at + DIVISOR, 1.0, dtype)
         elif mean and not rows:
             loss = _constant(home, math.nan, dtype)
         else:
-            loss = _mean_of(home, loss, _code(dtype), 0, count, dtype)
+            loss = _mean_of(home, loss, 0, count, dtype)
     if scratch is not None and problem.check and _faults(home, at + FAULTS):
         assert labels is not None
         problems.refuse_labels(home.download(labels), classes, problem.ignore_index)
@@ -278,18 +290,18 @@ def _scan(problem: Rowwise, scratch: View, scale: float, dtype: np.dtype[Any], c
     home, at = labels.home, scratch.address
     kernel = _compiled(sum_kernels.scan_labels, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
     pieces: list[View] = [p[0] for p in layout.pointwise_pieces([labels])]
-    blocks = [-(-p.size // (SUM_THREADS * SUM_EACH)) for p in pieces]
-    partial = home.empty((sum(blocks),), FLOAT64)
-    done = 0
-    for piece, n in zip(pieces, blocks):
+    blocks = sum(_blocks_of_sum(p.size) for p in pieces)
+    partial = _partial(home, blocks)
+    ending = (at + FAULTS, at + DIVISOR, 0, at + FACTOR)
+    weight, done = _address(problem.weight), 0
+    for piece in pieces:
         target = (piece.address, *piece.strides, _label_code(labels), problem.ignore_index)
-        weight = _address(problem.weight)
-        to = partial.address + 8 * done
-        home.launch(kernel, n, SUM_THREADS, target, *piece.shape, classes, weight, to, at + FAULTS)
+        n = _blocks_of_sum(piece.size)
+        extent, sums = (*piece.shape, classes), (_address(partial), done, blocks)
+        home.launch(kernel, n, SUM_THREADS, target, extent, weight, sums, ending, scale)
         done += n
-    few, pieces_left = (partial, done) if done <= SUM_THREADS * SUM_EACH else _partial(home, partial, "d")
-    kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
-    home.launch(kernel, 1, SUM_THREADS, few.address, pieces_left, 0, scale, 1.0, at + DIVISOR, at + FACTOR)
+    if blocks > 1:
+        _total(home, (_address(partial), blocks, 1), dtype, ending, scale, 1.0)
 
 
 def _run_rowwise(
