@@ -70,7 +70,13 @@ def on_the_device():
         if SIMULATED:  # blocks of a few threads, with two to a warp, and spans that rows do not fit in
             patch.setattr(solve, "WARP", 2)
             patch.setattr(solve, "ROW_SHAPES", ((8, 2, 2, 16), (300, 4, 1, 16), (1 << 60, 4, 1, 64)))
-            for name, threads in (("PLANE_THREADS", 4), ("POINT_THREADS", 4), ("SUM_THREADS", 4), ("SUM_EACH", 8)):
+            for name, threads in (
+                ("PLANE_THREADS", 4),
+                ("POINT_THREADS", 4),
+                ("POINT_BLOCKS", 2),
+                ("SUM_THREADS", 4),
+                ("SUM_EACH", 8),
+            ):
                 patch.setattr(solve, name, threads)
         yield
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import cuda
@@ -20,7 +20,7 @@ from nbloss.cuda import sums as sum_kernels
 from nbloss.cuda.arrays import DeviceView
 from nbloss.cuda.device import Home
 from nbloss.cuda.intrinsics import LABEL_CODE, VECTOR_BYTES
-from nbloss.cuda.pointwise import CHUNKS, GRADIENT, VALUE
+from nbloss.cuda.pointwise import GRADIENT, VALUE
 from nbloss.problem import FLOAT64, LOSS_ONLY, WEIGHTED_MEAN, Array, Pointwise, Rowwise, compute_dtype, divided
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
@@ -31,7 +31,9 @@ WARP = 32
 # have each; of float64, and beside a target with mass on every class, it holds half as many.
 ROW_SHAPES = ((128, 8, 16, 16), (512, 32, 4, 16), (2048, 128, 1, 16), (4096, 256, 1, 16), (16384, 512, 1, 32))
 PLANE_THREADS = 128
-POINT_THREADS = 256
+# A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
+# rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
+POINT_THREADS, POINT_CHUNKS, POINT_BLOCKS = 256, 16, 2048
 SUM_THREADS, SUM_EACH = 1024, 16  # threads a block and elements a thread of sums over rows and blocks
 
 # Scratch of a call: a count of faults (int64), the divisor of a mean (float64), the factor of its gradient.
@@ -176,6 +178,11 @@ def _constant(home: Home, value: float, dtype: np.dtype[Any], shape: tuple[int, 
 # --- pointwise ------------------------------------------------------------------------------------------------
 
 
+OPERANDS = ("x", "target", "weight", "pos_weight", "grad_output", "out", "loss")
+OPTIONAL = ("weight", "pos_weight", "grad_output", "loss")
+NOWHERE = (0, 0, 0)
+
+
 def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor: Array) -> View:
     """The loss if `value`, and its gradient in `out` if there is one."""
     x: View = problem.x
@@ -222,22 +229,34 @@ def _run_pointwise(name: str, arrays: dict[str, View], want: int, status: tuple[
     """Start a kernel for each piece; the sums of all blocks, as pairs."""
     x = arrays["x"]
     code, target_code = _code(x.dtype), _code(arrays["target"].dtype)
-    kernel = _compiled(pointwise_kernels.pointwise, name, code, target_code, want, POINT_THREADS, WARP)
-    each = POINT_THREADS * CHUNKS * (VECTOR_BYTES // x.dtype.itemsize)
-    pieces: list[dict[str, View]] = [dict(zip(arrays, p)) for p in layout.pointwise_pieces(list(arrays.values()))]
-    per_row = [-(-p["x"].shape[1] // each) for p in pieces]
-    blocks = [n * p["x"].shape[0] for n, p in zip(per_row, pieces)]
-    sums = x.home.empty((2 * sum(blocks),), compute_dtype(x.dtype))
-    at = sums.address
-    for piece, n, row_blocks in zip(pieces, blocks, per_row):
-        operands = [
-            (piece[operand].address, *piece[operand].strides) if operand in piece else (0, 0, 0)
-            for operand in ("x", "target", "weight", "pos_weight", "grad_output", "out", "loss")
-        ]
-        extent = (piece["x"].shape[1], row_blocks)
-        x.home.launch(kernel, n, POINT_THREADS, *operands, extent, status, scale, at)
-        at += 2 * n * sums.itemsize
+    given = tuple(n for n in arrays if n in OPTIONAL)
+    options = name, code, target_code, want, given
+    lanes = VECTOR_BYTES // x.dtype.itemsize
+    launches, blocks = [], 0
+    for views in layout.pointwise_pieces(list(arrays.values())):
+        places: dict[str, tuple[int, ...]] = {n: (v.address, *v.strides) for n, v in zip(arrays, cast(Any, views))}
+        outer, inner = views[0].shape
+        chunks = min(max(outer * inner // (POINT_BLOCKS * POINT_THREADS * lanes), 1), POINT_CHUNKS)
+        n = -(-outer * inner // (POINT_THREADS * lanes * chunks))
+        straight = all(_side_by_side(operand, places[operand], arrays[operand].itemsize, outer) for operand in places)
+        straight = straight and (outer == 1 or inner % lanes == 0)
+        operands = [places.get(operand, NOWHERE) for operand in OPERANDS]
+        kernel = _compiled(pointwise_kernels.pointwise, *options, outer == 1, POINT_THREADS, WARP)
+        launches.append((kernel, n, blocks, operands, (outer, inner, chunks, int(straight))))
+        blocks += n
+    sums = x.home.empty((2 * blocks,), compute_dtype(x.dtype))
+    at, size = sums.address, 2 * sums.itemsize
+    for kernel, n, first, operands, extent in launches:
+        x.home.launch(kernel, n, POINT_THREADS, *operands, extent, status, scale, at + first * size)
     return sums
+
+
+def _side_by_side(name: str, place: tuple[int, ...], size: int, outer: int) -> bool:
+    """Whether an operand's vectors can be read or written at once; what may be one element for all of a row is then."""
+    address, outer_step, inner_step = place
+    if inner_step == 0 and name in OPTIONAL:
+        return True
+    return inner_step == size and address % VECTOR_BYTES == 0 and (outer == 1 or outer_step % VECTOR_BYTES == 0)
 
 
 # --- row-wise -------------------------------------------------------------------------------------------------
