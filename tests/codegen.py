@@ -57,7 +57,7 @@ def variants():
             lanes = VECTOR_BYTES // STORED[code].itemsize
             yield f"{name}, {label}", code, (pointwise.pointwise, options), arguments, solve.POINT_THREADS, lanes
     for code in DTYPES:  # every operand there is, in rows that lie apart
-        given = ("weight", "pos_weight", "grad_output", "loss")
+        given = ("weight", "pos_weight", "grad_output")
         options = ("binary_cross_entropy_with_logits", code, code, 3, given, False, solve.POINT_THREADS, solve.WARP)
         arguments = [*[ints(3)] * 7, ints(4), ints(3), TYPE[REAL[code]], I64]
         lanes = VECTOR_BYTES // STORED[code].itemsize

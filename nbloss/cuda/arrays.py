@@ -37,21 +37,22 @@ class DeviceView(np.ndarray[tuple[int, ...], np.dtype[Any]]):
     """Shape, strides, dtype and address of device memory; its elements cannot be read from the host."""
 
     home: Home  # the device and the stream
-    source: object  # the user's array, if this is one
-    keeper: object  # what holds the memory
+    source: object = None  # the user's array, if this is one
+    keeper: object = None  # what holds the memory
+    _address: int | None = None
 
     __array_ufunc__ = None  # type: ignore[assignment]  # arithmetic would read device memory from the host
 
     def __array_finalize__(self, source: object) -> None:
-        self.home = getattr(source, "home", None)  # type: ignore[assignment]
-        self.source = getattr(source, "source", None)
-        self.keeper = getattr(source, "keeper", None)
+        if isinstance(source, DeviceView):
+            self.home, self.source, self.keeper = source.home, source.source, source.keeper
 
     @property
     def address(self) -> int:
         """Where the first element lies."""
-        address: int = self.__array_interface__["data"][0]
-        return address
+        if self._address is None:
+            self._address = self.__array_interface__["data"][0]
+        return self._address
 
     def astype(self, dtype: Any, *_: object, copy: bool = True, **__: object) -> DeviceView:  # type: ignore[override]
         """A contiguous array of another dtype, converted on the device; the same one where nothing changes."""
@@ -96,7 +97,7 @@ def view_at(
     """A view of the device memory at an address."""
     view: DeviceView = DeviceView(shape, dtype, EVERYTHING, max(address, 1) - 1, strides)
     view.flags.writeable = not read_only
-    view.home, view.keeper, view.source = home, keeper, source
+    view.home, view.keeper, view.source, view._address = home, keeper, source, address
     return view
 
 

@@ -31,7 +31,8 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
     grad_output and loss that there are, the others are not looked at, and `flat` says that there is one row. The extent
     is (outer, inner, chunks, whether the vectors of all operands lie side by side, aligned, and each in one row), the
     status three addresses, 0 for none: of a factor of the gradient, of a fault to heed, and of where to report one. The
-    sum of the losses of a block is two numbers of the kernel's type, the rounded sum and what was rounded away.
+    losses are written one by one, or else summed: the sum of a block is two numbers of the kernel's type, the rounded
+    sum and what was rounded away.
     """
     stored, target_stored, real = STORED[code], STORED[target_code], REAL[code]
     f = Functions(code)
@@ -40,8 +41,9 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
     size = one.itemsize
     lanes = VECTOR_BYTES // stored.itemsize
     value_wanted, gradient_wanted = bool(want & VALUE), bool(want & GRADIENT)
-    weighted, positive, kept = "weight" in given, "pos_weight" in given, "loss" in given
-    upstream = gradient_wanted and "grad_output" in given
+    weighted, positive = "weight" in given, "pos_weight" in given
+    kept, upstream = value_wanted and "loss" in given, gradient_wanted and "grad_output" in given
+    summed = value_wanted and not kept
     total = pair_total(real, threads, warp)
     largest = real(np.finfo(real).max)
 
@@ -135,9 +137,9 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
                     xs[k] = slope * (ws[k] * share if weighted else share)
             if gradient_wanted:
                 write_x(xs, out, i, j, straight, count, inner)
-            if value_wanted:
-                if kept:
-                    write_real(ts, loss, i, j, straight, count, inner)
+            if kept:
+                write_real(ts, loss, i, j, straight, count, inner)
+            if summed:
                 if not straight:
                     for k in range(lanes):
                         ts[k] = ts[k] if k < count else nothing
@@ -147,7 +149,7 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
             unit += threads * lanes
         if bad and report != 0:
             store_integer(report, ONE)
-        if value_wanted and sums != 0:
+        if summed:
             high, low = total(high, low)
             if cuda.threadIdx.x == 0:
                 finite = high <= largest and high >= -largest

@@ -226,29 +226,39 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
 
 
 def _run_pointwise(name: str, arrays: dict[str, View], want: int, status: tuple[int, int, int], scale: Any) -> View:
-    """Start a kernel for each piece; the sums of all blocks, as pairs."""
+    """Start a kernel for each piece; the sums of all blocks, as pairs, if there are to be any."""
     x = arrays["x"]
-    code, target_code = _code(x.dtype), _code(arrays["target"].dtype)
-    given = tuple(n for n in arrays if n in OPTIONAL)
-    options = name, code, target_code, want, given
-    lanes = VECTOR_BYTES // x.dtype.itemsize
+    options = name, _code(x.dtype), _code(arrays["target"].dtype), want, tuple(n for n in arrays if n in OPTIONAL)
+    lanes = VECTOR_BYTES // x.itemsize
     launches, blocks = [], 0
-    for views in layout.pointwise_pieces(list(arrays.values())):
-        places: dict[str, tuple[int, ...]] = {n: (v.address, *v.strides) for n, v in zip(arrays, cast(Any, views))}
-        outer, inner = views[0].shape
+    for (outer, inner), places in _places(arrays):
         chunks = min(max(outer * inner // (POINT_BLOCKS * POINT_THREADS * lanes), 1), POINT_CHUNKS)
-        n = -(-outer * inner // (POINT_THREADS * lanes * chunks))
-        straight = all(_side_by_side(operand, places[operand], arrays[operand].itemsize, outer) for operand in places)
-        straight = straight and (outer == 1 or inner % lanes == 0)
-        operands = [places.get(operand, NOWHERE) for operand in OPERANDS]
+        straight = (outer == 1 or inner % lanes == 0) and all(
+            _side_by_side(n, place, arrays[n].itemsize, outer) for n, place in places.items()
+        )
         kernel = _compiled(pointwise_kernels.pointwise, *options, outer == 1, POINT_THREADS, WARP)
-        launches.append((kernel, n, blocks, operands, (outer, inner, chunks, int(straight))))
+        operands = [places.get(n, NOWHERE) for n in OPERANDS]
+        first, n = blocks, -(-outer * inner // (POINT_THREADS * lanes * chunks))
+        launches.append((kernel, n, operands, (outer, inner, chunks, int(straight)), first))
         blocks += n
-    sums = x.home.empty((2 * blocks,), compute_dtype(x.dtype))
-    at, size = sums.address, 2 * sums.itemsize
-    for kernel, n, first, operands, extent in launches:
+    sums = x.home.empty((2 * blocks,), compute_dtype(x.dtype)) if want & VALUE and "loss" not in arrays else None
+    at, size = (sums.address, 2 * sums.itemsize) if sums is not None else (0, 0)
+    for kernel, n, operands, extent, first in launches:
         x.home.launch(kernel, n, POINT_THREADS, *operands, extent, status, scale, at + first * size)
     return sums
+
+
+def _places(arrays: dict[str, View]) -> list[tuple[tuple[int, int], dict[str, tuple[int, ...]]]]:
+    """For each piece its (outer, inner), and the address of each array and its bytes along outer and inner."""
+    if all(a.flags.c_contiguous for a in arrays.values()):  # the usual case, without the detours that others need
+        return [((1, arrays["x"].size), {n: (a.address, 0, a.itemsize) for n, a in arrays.items()})]
+    return [
+        (
+            cast("tuple[int, int]", views[0].shape),
+            {n: (v.address, *v.strides) for n, v in zip(arrays, cast(Any, views))},
+        )
+        for views in layout.pointwise_pieces(list(arrays.values()))
+    ]
 
 
 def _side_by_side(name: str, place: tuple[int, ...], size: int, outer: int) -> bool:
