@@ -26,9 +26,7 @@ def arrived(names: Iterable[str], values: Iterable[Any], stream: object) -> list
 
 
 def _arrive(name: str, value: object, stream: object) -> Array:
-    from nbloss.cuda import device
-
-    return device.arrive(name, value, stream)
+    return cast("Array", _device().arrive(name, value, stream))
 
 
 def choose(backend: str, stream: object, problem: Problem) -> Problem:
@@ -42,9 +40,7 @@ def choose(backend: str, stream: object, problem: Problem) -> Problem:
             )
         problem.backend = "cuda"
     elif backend == "cuda":
-        from nbloss.cuda import device
-
-        device.require("backend='cuda'")
+        _device().require("backend='cuda'")
         problem.backend, problem.stream = "cuda", stream
     elif stream is not None:
         raise ValueError("stream applies to device arrays, and all arrays given are on the host")
@@ -66,8 +62,7 @@ def solve(
     if form != LOSS_ONLY:
         written, in_place = problems.output(problem, out, grad_output)
     if problem.backend == "cuda":
-        from nbloss.cuda import solve as cuda  # CUDA is imported here, when it is asked for
-
+        cuda = _cuda()
         on_its_device = cuda.run if problems.is_device_view(problem.x) else cuda.through_device
         return on_its_device(problem, value, form, written, in_place, factor), written
     cpu = _cpu()
@@ -82,6 +77,22 @@ def _cpu() -> Any:
     from nbloss.cpu import solve as cpu
 
     return cpu
+
+
+@functools.cache
+def _device() -> Any:
+    """Devices and what lies on them."""
+    from nbloss.cuda import device
+
+    return device
+
+
+@functools.cache
+def _cuda() -> Any:
+    """The CUDA backend. CUDA is imported here, when it is asked for."""
+    from nbloss.cuda import solve as cuda
+
+    return cuda
 
 
 # --- losses ---------------------------------------------------------------------------------------------------

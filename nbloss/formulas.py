@@ -20,6 +20,7 @@ import types
 from numpy import abs as absolute
 from numpy import exp, log, log1p, maximum, where
 from numpy import log1p as log1p_unit  # for arguments in [0, 1], where a backend may have a shorter one
+from numpy import reciprocal as inverse_unit  # for arguments in [1, 2], likewise
 
 ZERO, ONE, TWO = 0.0, 1.0, 2.0
 LOG_FLOOR = -100.0  # torch clamps each logarithm of binary_cross_entropy here
@@ -46,7 +47,7 @@ def binary_cross_entropy_with_logits(x, t, pos_weight):
     slope = where(x > ZERO, negative, -positive)
     linear = where(slope == ZERO, ZERO, slope * x)
     value = linear + (negative + positive) * log1p_unit(z)
-    large = ONE / (ONE + z)
+    large = inverse_unit(ONE + z)
     small = z * large
     rising = x >= ZERO
     gradient = negative * where(rising, large, small) - positive * where(rising, small, large)

@@ -71,7 +71,13 @@ def on_the_device():
             patch.setattr(solve, "WARP", 2)
             shape = choices.RowShape
             patch.setattr(choices, "ROWS", (shape(2, 2, 16, 1), shape(4, 1, 16, 1), shape(4, 1, 64, 0)))
-            for name, threads in (("PLANE_THREADS", 4), ("POINT_THREADS", 4), ("SUM_THREADS", 4), ("SUM_EACH", 8)):
+            for name, threads in (
+                ("PLANE_THREADS", 4),
+                ("POINT_THREADS", 4),
+                ("POINT_BLOCKS", 2),
+                ("SUM_THREADS", 4),
+                ("SUM_EACH", 8),
+            ):
                 patch.setattr(solve, name, threads)
         yield
 

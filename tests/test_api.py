@@ -103,12 +103,12 @@ print(round(took * 1e3, 1), sorted(heavy))
 
 def test_what_is_missing_for_cuda(monkeypatch):
     """One line that says what to install, whichever part is absent."""
-    from nbloss.cuda import driver
+    from nbloss.cuda import device
 
-    why_not = driver.why_not.__wrapped__
+    why_not = device.why_not.__wrapped__
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert why_not() == f"numba-cuda is not installed: {driver.INSTALL}"
+        assert why_not() == f"numba-cuda is not installed: {device.INSTALL}"
     built_in, core = types.ModuleType("numba.cuda"), types.ModuleType("cuda.core")
     core.Device = None
     with monkeypatch.context() as patch:
@@ -121,7 +121,7 @@ def test_what_is_missing_for_cuda(monkeypatch):
         built_in.implementation = "NVIDIA"
         assert why_not().startswith("no usable CUDA device or driver (")
         patch.delitem(sys.modules, "cuda.core")
-        assert why_not().endswith(driver.INSTALL)
+        assert why_not().endswith(device.INSTALL)
 
 
 def test_module_commands():

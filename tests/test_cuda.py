@@ -1,5 +1,8 @@
 """Arrays on a device: what goes in, what comes out, and what is refused. Run with NUMBA_ENABLE_CUDASIM=1 or a GPU."""
 
+import collections
+import functools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -89,6 +92,29 @@ def test_pointwise(rng, layout, name):
     close(gradient, expected[1], np.float32)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("columns", [3, 16, 21])
+def test_pointwise_kernels_agree(rng, columns, dtype):
+    """Vectors, single elements and rows that lie apart give the same bits; blocks of several vectors a thread too."""
+    x, t = rng.standard_normal((33, columns)).astype(dtype), rng.random((33, columns)).astype(dtype)
+    weight = rng.random(columns).astype("float64" if dtype == "float64" else "float32")
+    options = {"weight": Foreign(weight), "pos_weight": 3.0}
+    bce = nbloss.binary_cross_entropy_with_logits.value_and_grad
+    whole = [
+        [np.asarray(a) for a in bce(Foreign(LAYOUTS[layout](x)), Foreign(t), **options)]
+        for layout in ("contiguous", "padded", "strided")
+    ]
+    apart = np.empty(x.size + 1, dtype)[1:].reshape(x.shape)
+    apart[...] = x
+    whole.append([np.asarray(a) for a in bce(Foreign(apart), Foreign(t), **options)])
+    for loss, gradient in whole[1:]:
+        assert loss.tobytes() == whole[0][0].tobytes()
+        np.testing.assert_array_equal(gradient, whole[0][1])
+    expected = reference.binary_cross_entropy_with_logits(x, t, weight=weight, pos_weight=3.0)
+    close(whole[0][0], expected[0], np.float64 if dtype == "float64" else np.float32)
+    close(whole[0][1], expected[1], dtype)
+
+
 def test_numbers_may_come_from_the_host(rng):
     x, t = rng.standard_normal((3, 4)), rng.random((3, 4))
     expected = reference.binary_cross_entropy_with_logits(x, t, pos_weight=3.0, grad_output=0.5)
@@ -163,6 +189,50 @@ def test_results_are_arrays_for_other_libraries(rng):
     if SIMULATED:
         with pytest.raises(BufferError):
             gradient.__dlpack__()
+
+
+LOGITS, MANY = (5, 6), (40, 6)
+OPERATIONS = {  # what a call asks of the device: kernels, memory cleared, copies that are waited for
+    "cross-entropy": (lambda x, t: nbloss.cross_entropy(x, t), LOGITS, (3, 0, 1)),
+    "its gradient too": (lambda x, t: nbloss.cross_entropy.value_and_grad(x, t), LOGITS, (3, 0, 1)),
+    "unchecked": (lambda x, t: nbloss.cross_entropy.value_and_grad(x, t, check=False), LOGITS, (3, 0, 0)),
+    "its gradient alone": (lambda x, t: nbloss.cross_entropy.grad(x, t, check=False), LOGITS, (2, 0, 0)),
+    "of each row": (lambda x, t: nbloss.cross_entropy(x, t, reduction="none", check=False), LOGITS, (1, 0, 0)),
+    "of more rows than a block adds": (lambda x, t: nbloss.cross_entropy(x, t, check=False), MANY, (5, 0, 0)),
+    "softmax": (lambda x, t: nbloss.softmax(x), LOGITS, (1, 0, 0)),
+    "mean squared error": (lambda x, t: nbloss.mse_loss.value_and_grad(x, x), LOGITS, (2, 0, 0)),
+    "weighted": (lambda x, t: nbloss.mse_loss.value_and_grad(x, x, weight=x), LOGITS, (3, 0, 0)),
+    "BCE's gradient": (lambda x, t: nbloss.binary_cross_entropy_with_logits.grad(x, x), LOGITS, (1, 0, 0)),
+    "BCE of probabilities": (lambda x, t: nbloss.binary_cross_entropy(x, x), LOGITS, (2, 1, 1)),
+    "in place": (lambda x, t: nbloss.binary_cross_entropy.value_and_grad(x, t, out=x), LOGITS, (3, 1, 1)),
+}
+
+
+@pytest.mark.skipif(not SIMULATED, reason="counts what reaches the simulator")
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_of_a_call(monkeypatch, name):
+    call, shape, expected = OPERATIONS[name]
+    x = Foreign(np.full(shape, 0.5, np.float32))
+    t = Foreign(np.full(shape, 0.5, np.float32) if name == "in place" else np.zeros(shape[0], int))
+    count = collections.Counter()
+    for operation in ("launch", "clear", "copy_to_host"):
+        do = getattr(device.memory(), operation)
+        counted = functools.partial(lambda do, operation, *args: (count.update([operation]), do(*args)), do, operation)
+        monkeypatch.setattr(device.memory(), operation, counted)
+    call(x, t)
+    assert tuple(count[n] for n in ("launch", "clear", "copy_to_host")) == expected
+
+
+@pytest.mark.skipif(not SIMULATED, reason="a device function runs in kernels only")
+def test_log1p_unit(rng):
+    """The kernels' own log(1 + x) in float32: within 1.5 ulp, or 2 without the fused operations that a device has."""
+    from nbloss.cuda.intrinsics import log1p_unit
+
+    x = np.concatenate([rng.random(100_000), 2.0 ** -rng.uniform(0, 140, 100_000), [0, 1]]).astype(np.float32)
+    exact = np.log1p(x.astype(np.longdouble))
+    error = (log1p_unit(x) - exact) / np.spacing(exact.astype(np.float32))
+    assert np.abs(error).max() < 2
+    assert np.isnan(log1p_unit(np.float32(np.nan)))
 
 
 class TestRefusals:

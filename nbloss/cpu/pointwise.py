@@ -25,11 +25,18 @@ from nbloss.cpu.simd import (
 )
 from nbloss.problem import Array
 
+
+@inline
+def _inverse(x):
+    return 1.0 / x
+
+
 PRIMITIVES = {
     "exp": vecmath.exp,
     "log": vecmath.log,
     "log1p": vecmath.log1p,
     "log1p_unit": vecmath.log1p_unit,
+    "inverse_unit": _inverse,
     "absolute": simd.absolute,
     "maximum": simd.maximum,
     "where": simd.where,

@@ -2,36 +2,65 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import math
 import operator
 import os
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from nbloss.cuda import driver as real_driver
 from nbloss.cuda.arrays import DeviceArray, DeviceView, view_at
 from nbloss.problem import Array, bfloat16, is_bfloat16
 
+INSTALL = "pip install 'nbloss[cu13]', or 'nbloss[cu12]' for a CUDA 12 driver"
 
+
+@cache
 def memory() -> Any:
     """What stands for the device: the driver, or the simulator's memory."""
-    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1":
-        from nbloss.cuda import simulator
+    simulated = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+    return importlib.import_module("nbloss.cuda.simulator" if simulated else "nbloss.cuda.driver")
 
-        return simulator
-    return real_driver
+
+@cache
+def why_not() -> str | None:
+    """Why no device can be used, or None."""
+    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1":
+        return None
+    for module in ("numba_cuda", "cuda"):
+        if importlib.util.find_spec(module) is None:
+            return f"numba-cuda is not installed: {INSTALL}"
+    try:
+        import cuda.core  # noqa: F401
+        from numba import cuda as numba_cuda
+    except ImportError as error:
+        return f"{_line(error)}: {INSTALL}"
+    if getattr(numba_cuda, "implementation", None) != "NVIDIA":
+        return f"Numba's built-in CUDA target is deprecated, and numba-cuda did not take its place: {INSTALL}"
+    try:
+        numba_cuda.current_context()  # the caller's own, if there is one
+    except Exception as error:  # whatever the driver, its absence or its version raises
+        return f"no usable CUDA device or driver ({_line(error)})"
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def require(what: str) -> None:
     """RuntimeError with the reason, if no device can be used."""
-    reason = memory().why_not()
+    reason = why_not()
     if reason is not None:
         raise RuntimeError(f"{what} cannot be used: {reason}")
 
 
 def description() -> str:
     """Whether the backend can be used, and with what."""
-    reason = memory().why_not()
+    reason = why_not()
     return f"not usable: {reason}" if reason else f"usable: {', '.join(memory().device_names())}"
 
 
@@ -51,8 +80,7 @@ class Home:
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
         """New memory."""
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        address, keeper = self._memory.allocate(self.number, size, self.stream)
+        address, keeper = self._memory.allocate(self.number, math.prod(shape) * dtype.itemsize, self.stream)
         return view_at(address, shape, None, dtype, False, self, keeper)
 
     def zeros(self, size: int) -> DeviceView:

@@ -378,6 +378,16 @@ if not SIMULATED:
     def store_integer(typingctx, address, value):
         return types.void(types.int64, types.int64), _emit_store_integer
 
+    @intrinsic
+    def estimated_inverse(typingctx, x):
+        """1 / x in float32 to 1 ulp, which is enough for results of 16 bits."""
+
+        def emit(context, builder, signature, args):
+            estimate = ir.InlineAsm(ir.FunctionType(FLOAT[4], [FLOAT[4]]), "rcp.approx.ftz.f32 $0, $1;", "=f,f")
+            return builder.call(estimate, args)
+
+        return types.float32(types.float32), emit
+
     @cuda.jit(device=True)
     def sync_warp():
         cuda.syncwarp()
@@ -433,6 +443,35 @@ TWO_UP = np.float32(2**24)
 FAR = np.float32(256)  # exp(-FAR) is 0, and so is exp(x - m) for |m| >= FAR, unless x - m is exact (Sterbenz)
 
 
+# Minimax of (log(1 + x) - x) / x² on [0, 1] for the relative error of log(1 + x): 0.09 · 2^-24. Rounded, 1.1 ulp.
+A0, A1, A2 = np.float32(-0.4999993145465851), np.float32(0.33330512046813965), np.float32(-0.24958598613739014)
+A3, A4, A5 = np.float32(0.19695454835891724), np.float32(-0.15355542302131653), np.float32(0.10680769383907318)
+A6, A7, A8 = np.float32(-0.05766618624329567), np.float32(0.02020532824099064), np.float32(-0.0033186005894094706)
+
+
+@device_function
+def log1p_unit(x):
+    """log(1 + x) for 0 <= x <= 1 in float32: 10 instructions without a branch, where libdevice's takes 30."""
+    q = ((((((((A8 * x + A7) * x + A6) * x + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x) + A0
+    return x * x * q + x
+
+
+@device_function
+def inverse(x):
+    return 1 / x
+
+
+if SIMULATED:
+    estimated_inverse = inverse_unit = inverse
+else:
+
+    @cuda.jit(device=True)
+    def inverse_unit(x):
+        """1 / x for 1 <= x <= 2 in float32: an estimate and a step of Newton's, without a branch."""
+        y = estimated_inverse(x)
+        return libdevice.fmaf(y, libdevice.fmaf(-x, y, np.float32(1)), y)
+
+
 class Functions:
     """The formulas and what they are made of, for scalars of the type that a storage type is computed in."""
 
@@ -447,7 +486,8 @@ class Functions:
             "exp": exp,
             "log": log,
             "log1p": log1p,
-            "log1p_unit": log1p,
+            "log1p_unit": log1p_unit if real is np.float32 else log1p,
+            "inverse_unit": inverse if real is np.float64 else estimated_inverse if self._half else inverse_unit,
             "absolute": absolute,
             "where": where,
             "maximum": maximum,
@@ -536,7 +576,7 @@ def two_sum(a, b):
 # --- whole warps and blocks -----------------------------------------------------------------------------------
 
 
-def reduction(combine, first, real, threads, warp, count=1):
+def reduction(combine, real, threads, warp, count=1):
     """A function that combines `count` values of each of `threads` neighbouring threads, always in one order.
 
     Up to a warp, groups of threads lie side by side in a block; more threads are a block of their own. Such a function

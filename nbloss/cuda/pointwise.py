@@ -21,47 +21,57 @@ from nbloss.cuda.intrinsics import (
 )
 
 VALUE, GRADIENT = 1, 2  # what a kernel computes, added up
-CHUNKS = 4  # vectors of a thread
-ZERO = np.int64(0)
+ZERO, ONE = np.int64(0), np.int64(1)
 
 
-def pointwise(name, code, target_code, want, threads, warp):
-    """The kernel of one loss. Each block does `threads` · CHUNKS vectors of one of the outer rows.
+def pointwise(name, code, target_code, want, given, flat, threads, warp):
+    """The kernel of one loss. Elements are counted row by row; a block does `chunks` · `threads` vectors of them.
 
-    Operands are tuples (address, bytes along outer, bytes along inner); an address of 0 stands for ones (weight,
-    pos_weight, grad_output), for no array (out, loss), for nothing to heed (factor) or nowhere to report (faults).
-    The sum of the losses of a block is two numbers of the kernel's type, the rounded sum and what was rounded away.
+    Operands are tuples (address, bytes along outer, bytes along inner); `given` names those of weight, pos_weight,
+    grad_output and loss that there are, the others are not looked at, and `flat` says that there is one row. The extent
+    is (outer, inner, chunks, whether the vectors of all operands lie side by side, aligned, and each in one row), the
+    status three addresses, 0 for none: of a factor of the gradient, of a fault to heed, and of where to report one. The
+    losses are written one by one, or else summed: the sum of a block is two numbers of the kernel's type, the rounded
+    sum and what was rounded away.
     """
-    stored, real = STORED[code], REAL[code]
-    target_stored = STORED[target_code]
+    stored, target_stored, real = STORED[code], STORED[target_code], REAL[code]
     f = Functions(code)
     formula = f.bound(formulas.POINTWISE[name])
     dtype, nothing, one = f.type, real(0), real(1)
     size = one.itemsize
     lanes = VECTOR_BYTES // stored.itemsize
     value_wanted, gradient_wanted = bool(want & VALUE), bool(want & GRADIENT)
+    weighted, positive = "weight" in given, "pos_weight" in given
+    kept, upstream = value_wanted and "loss" in given, gradient_wanted and "grad_output" in given
+    summed = value_wanted and not kept
     total = pair_total(real, threads, warp)
     largest = real(np.finfo(real).max)
+
+    @device_function
+    def place(operand, i, j):
+        return operand[0] + j * operand[2] if flat else operand[0] + i * operand[1] + j * operand[2]
+
+    @device_function
+    def after(i, j, inner):
+        """The element after element j of row i."""
+        return (i + ONE, ZERO) if not flat and j + ONE == inner else (i, j + ONE)
 
     def reader(example):
         size = example.itemsize
         steps = VECTOR_BYTES // size
 
         @device_function
-        def read(v, operand, i, j, count, absent):
-            """Elements j, … of row i of an operand."""
-            address, outer_step, inner_step = operand
-            at = address + i * outer_step + j * inner_step
-            if address == 0 or inner_step == 0:
-                same = absent if address == 0 else load(at, example)
-                for k in range(lanes):
-                    v[k] = same
-            elif count == lanes and inner_step == size and at % VECTOR_BYTES == 0 and steps <= lanes:
+        def read(v, operand, i, j, straight, count, inner):
+            """The vector from element j of row i on, of which `count` elements there are."""
+            if straight and operand[2] != 0:
+                at = place((operand[0], operand[1], size), i, j)
                 for k in range(0, lanes, steps):
                     load_vector(at + k * size, v, k, example)
             else:
                 for k in range(lanes):
-                    v[k] = load(at + k * inner_step, example) if k < count else absent
+                    if k < count:
+                        v[k] = load(place(operand, i, j), example)
+                    i, j = after(i, j, inner)
 
         return read
 
@@ -70,16 +80,16 @@ def pointwise(name, code, target_code, want, threads, warp):
         steps = VECTOR_BYTES // size
 
         @device_function
-        def write(v, operand, i, j, count):
-            address, outer_step, inner_step = operand
-            at = address + i * outer_step + j * inner_step
-            if count == lanes and inner_step == size and at % VECTOR_BYTES == 0 and steps <= lanes:
+        def write(v, operand, i, j, straight, count, inner):
+            if straight:
+                at = place((operand[0], operand[1], size), i, j)
                 for k in range(0, lanes, steps):
                     store_vector(at + k * size, v, k, example)
             else:
                 for k in range(lanes):
                     if k < count:
-                        store(at + k * inner_step, v[k], example)
+                        store(place(operand, i, j), v[k], example)
+                    i, j = after(i, j, inner)
 
         return write
 
@@ -87,13 +97,13 @@ def pointwise(name, code, target_code, want, threads, warp):
     write_x, write_real = writer(stored), writer(one)
 
     def kernel(x, target, weight, pos_weight, grad_output, out, loss, extent, status, scale, sums):
-        inner, per_row = extent
         factor, faults, report = status
         if faults != 0 and load_integer(faults, ZERO) != 0:
             return
+        outer, inner, chunks, wide = extent
         block = np.int64(cuda.blockIdx.x)
-        i = block // per_row
-        begin = (block % per_row * CHUNKS * threads + cuda.threadIdx.x) * lanes
+        first = block * chunks * threads * lanes
+        straight = wide != 0 and first + chunks * threads * lanes <= outer * inner
         if gradient_wanted and factor != 0:
             scale *= load(factor, one)
         xs = cuda.local.array(lanes, dtype)
@@ -101,36 +111,45 @@ def pointwise(name, code, target_code, want, threads, warp):
         ws = cuda.local.array(lanes, dtype)
         ps = cuda.local.array(lanes, dtype)
         us = cuda.local.array(lanes, dtype)
-        high, low = nothing, nothing
-        for c in range(CHUNKS):
-            j = begin + c * threads * lanes
-            count = min(inner - j, lanes)
-            if count > 0:
-                read_x(xs, x, i, j, count, nothing)
-                read_t(ts, target, i, j, count, nothing)
-                read_real(ws, weight, i, j, count, one)
-                read_real(ps, pos_weight, i, j, count, one)
+        for k in range(lanes):
+            xs[k] = ts[k] = ws[k] = ps[k] = us[k] = nothing
+        high, low, bad = nothing, nothing, False
+        unit = first + cuda.threadIdx.x * lanes
+        for _ in range(chunks):
+            i = ZERO if flat else unit // inner
+            j = unit if flat else unit - i * inner
+            count = lanes if straight else outer * inner - unit
+            read_x(xs, x, i, j, straight, count, inner)
+            read_t(ts, target, i, j, straight, count, inner)
+            if weighted:
+                read_real(ws, weight, i, j, straight, count, inner)
+            if positive:
+                read_real(ps, pos_weight, i, j, straight, count, inner)
+            if upstream:
+                read_real(us, grad_output, i, j, straight, count, inner)
+            for k in range(lanes):
+                value, slope, outside = formula(xs[k], ts[k], ps[k] if positive else one)
+                bad = bad or (outside and k < count)
+                if value_wanted:
+                    ts[k] = value * ws[k] if weighted else value
                 if gradient_wanted:
-                    read_real(us, grad_output, i, j, count, one)
-                bad = False
+                    share = scale * us[k] if upstream else scale
+                    xs[k] = slope * (ws[k] * share if weighted else share)
+            if gradient_wanted:
+                write_x(xs, out, i, j, straight, count, inner)
+            if kept:
+                write_real(ts, loss, i, j, straight, count, inner)
+            if summed:
+                if not straight:
+                    for k in range(lanes):
+                        ts[k] = ts[k] if k < count else nothing
                 for k in range(lanes):
-                    value, slope, outside = formula(xs[k], ts[k], ps[k])
-                    bad = bad or (outside and k < count)
-                    if value_wanted:
-                        value *= ws[k]
-                        if k < count:
-                            high, lost = two_sum(high, value)
-                            low += lost
-                        ts[k] = value
-                    if gradient_wanted:
-                        xs[k] = slope * (ws[k] * (scale * us[k]))
-                if bad and report != 0:
-                    store_integer(report, np.int64(1))
-                if value_wanted and loss[0] != 0:
-                    write_real(ts, loss, i, j, count)
-                if gradient_wanted:
-                    write_x(xs, out, i, j, count)
-        if value_wanted and sums != 0:
+                    high, lost = two_sum(high, ts[k])
+                    low += lost
+            unit += threads * lanes
+        if bad and report != 0:
+            store_integer(report, ONE)
+        if summed:
             high, low = total(high, low)
             if cuda.threadIdx.x == 0:
                 finite = high <= largest and high >= -largest

@@ -47,11 +47,11 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     whole, pieces, bits = parts > 0, max(parts, 1), threads.bit_length() - 1
     keeps = whole and not dense and form != LOG_SOFTMAX  # exponentials in place of logits
     fetch, put = row_access(code, threads, values, even, lowest, warp)
-    largest = reduction(larger, lowest, real, threads, warp)
-    totals = reduction(add, nothing, real, threads, warp, 2)
-    masses = reduction(add, nothing, real, threads, warp, 2)
-    largest_part = reduction(larger, lowest, real, warp, warp)
-    total_parts = reduction(add, nothing, real, warp, warp, 2)
+    largest = reduction(larger, real, threads, warp)
+    totals = reduction(add, real, threads, warp, 2)
+    masses = reduction(add, real, threads, warp, 2)
+    largest_part = reduction(larger, real, warp, warp)
+    total_parts = reduction(add, real, warp, warp, 2)
 
     @device_function
     def maximum_of(v):

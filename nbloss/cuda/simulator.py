@@ -13,11 +13,6 @@ import numpy as np
 Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", "np.dtype[Any]", bool, int, object]
 
 
-def why_not() -> str | None:
-    """Why no device can be used, or None."""
-    return None
-
-
 def device_names() -> list[str]:
     return ["simulator"]
 

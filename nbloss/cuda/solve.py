@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import cuda
@@ -22,20 +22,24 @@ from nbloss.cuda import sums as sum_kernels
 from nbloss.cuda.arrays import DeviceView
 from nbloss.cuda.device import Home
 from nbloss.cuda.intrinsics import LABEL_CODE, SIMULATED, VECTOR_BYTES
-from nbloss.cuda.pointwise import CHUNKS, GRADIENT, VALUE
+from nbloss.cuda.pointwise import GRADIENT, VALUE
 from nbloss.problem import FLOAT64, LOSS_ONLY, WEIGHTED_MEAN, Array, Pointwise, Rowwise, compute_dtype, divided
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
 
 WARP = 32
 PLANE_THREADS = 128
-POINT_THREADS = 256
-SUM_THREADS, SUM_EACH = 256, 16  # threads a block and elements a thread of sums over rows and blocks
+# A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
+# rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
+POINT_THREADS, POINT_CHUNKS, POINT_BLOCKS = 256, 16, 2048
+SUM_THREADS, SUM_EACH = 1024, 16  # threads a block and elements a thread of sums over rows and blocks
 
 # Scratch of a call: a count of faults (int64), the divisor of a mean (float64), the factor of its gradient.
 FAULTS, DIVISOR, FACTOR, SCRATCH = 0, 8, 16, 24
+BYTES = np.dtype(np.uint8)
 
 
+@cache
 def _code(dtype: np.dtype[Any]) -> str:
     return {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}[dtype.name]
 
@@ -120,28 +124,39 @@ def _convert(kernel: Any, source: View, destination: View) -> None:
         to.home.launch(kernel, blocks, POINT_THREADS, read, (to.address, *to.strides), outer, inner)
 
 
-def _mean_of(home: Home, values: View, code: str, divisor_at: int, divisor: float, dtype: np.dtype[Any]) -> View:
+def _mean_of(home: Home, values: View, divisor_at: int, divisor: float, dtype: np.dtype[Any]) -> View:
     """The sum of all values (side by side) over a divisor, 0-d."""
-    partial, count = _partial(home, values, code)
     result = home.empty((), dtype)
-    kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
-    home.launch(kernel, 1, SUM_THREADS, _address(partial), count, divisor_at, 0.0, divisor, 0, result.address)
+    values_of = (_address(values), values.size, 0)
+    _total(home, values_of, dtype, (0, 0, divisor_at, result.address), 0.0, divisor)
     return result
 
 
-def _partial(home: Home, values: View, code: str) -> tuple[View, int]:
-    """Sums of neighbours in float64, few enough for one block."""
-    count = values.size
-    while True:
-        each = SUM_THREADS * SUM_EACH
-        blocks = -(-count // each)
-        partial = home.empty((max(blocks, 1),), FLOAT64)
-        if blocks:
-            kernel = _compiled(sum_kernels.partial_sums, code, SUM_THREADS, WARP, SUM_EACH)
-            home.launch(kernel, blocks, SUM_THREADS, values.address, count, partial.address)
-        if blocks <= each:
-            return partial, blocks
-        values, count, code = partial, blocks, "d"
+def _total(
+    home: Home,
+    values: tuple[int, int, int],
+    dtype: np.dtype[Any],
+    ending: tuple[int, int, int, int],
+    numerator: float,
+    divisor: float,
+) -> None:
+    """Add values of `dtype`, or the sums of blocks, as nbloss.cuda.sums says."""
+    kernel = _compiled(sum_kernels.total, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
+    blocks = 0
+    while blocks != 1:
+        blocks = _blocks_of_sum(values[1])
+        partial = _partial(home, blocks)
+        home.launch(kernel, blocks, SUM_THREADS, values, (_address(partial), 0, blocks), ending, numerator, divisor)
+        values = (_address(partial), blocks, 1)
+
+
+def _blocks_of_sum(count: int) -> int:
+    return max(-(-count // (SUM_THREADS * SUM_EACH)), 1)
+
+
+def _partial(home: Home, blocks: int) -> View:
+    """Room for the sums of several blocks, and for what they know of faults."""
+    return home.empty((2 * blocks,), FLOAT64) if blocks > 1 else None
 
 
 def _faults(home: Home, at: int) -> bool:
@@ -158,6 +173,11 @@ def _constant(home: Home, value: float, dtype: np.dtype[Any], shape: tuple[int, 
 # --- pointwise ------------------------------------------------------------------------------------------------
 
 
+OPERANDS = ("x", "target", "weight", "pos_weight", "grad_output", "out", "loss")
+OPTIONAL = ("weight", "pos_weight", "grad_output", "loss")
+NOWHERE = (0, 0, 0)
+
+
 def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor: Array) -> View:
     """The loss if `value`, and its gradient in `out` if there is one."""
     x: View = problem.x
@@ -171,15 +191,14 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
         if loss is not None or not value:
             return loss
         return _constant(home, divided(0.0, count) if problem.reduction == "mean" else 0.0, dtype)
-    scratch = home.zeros(SCRATCH) if checked or weighted else None
+    scratch = home.zeros(SCRATCH) if checked else home.empty((SCRATCH,), BYTES) if weighted else None
     at = _address(scratch)
     host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
     scale = host_factor if weighted else divided(host_factor, count)
     if weighted:
         weights: View = problem.weight
-        partial, pieces = _partial(home, weights.astype(dtype), _code(dtype))  # side by side
-        kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
-        home.launch(kernel, 1, SUM_THREADS, partial.address, pieces, 0, scale, 1.0, at + DIVISOR, at + FACTOR)
+        weights = weights.astype(dtype, copy=False)  # side by side
+        _total(home, (weights.address, weights.size, 0), dtype, (0, at + DIVISOR, 0, at + FACTOR), scale, 1.0)
         scale = 1.0
     arrays = {"x": x, "target": problem.target, "weight": problem.weight, "pos_weight": problem.pos_weight}
     if isinstance(factor, DeviceView):
@@ -195,32 +214,54 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     sums = _run_pointwise(problem.name, present, want, (factor_at, heed, report), number)
     result = loss
     if value and loss is None:
-        result = _mean_of(home, sums, _code(dtype), at + DIVISOR if weighted else 0, count, dtype)
+        result = _mean_of(home, sums, at + DIVISOR if weighted else 0, count, dtype)
     if checked and _faults(home, at + FAULTS):
         problems.refuse_probabilities(home.download(x))
     return result
 
 
 def _run_pointwise(name: str, arrays: dict[str, View], want: int, status: tuple[int, int, int], scale: Any) -> View:
-    """Start a kernel for each piece; the sums of all blocks, as pairs."""
+    """Start a kernel for each piece; the sums of all blocks, as pairs, if there are to be any."""
     x = arrays["x"]
-    code, target_code = _code(x.dtype), _code(arrays["target"].dtype)
-    kernel = _compiled(pointwise_kernels.pointwise, name, code, target_code, want, POINT_THREADS, WARP)
-    each = POINT_THREADS * CHUNKS * (VECTOR_BYTES // x.dtype.itemsize)
-    pieces: list[dict[str, View]] = [dict(zip(arrays, p)) for p in layout.pointwise_pieces(list(arrays.values()))]
-    per_row = [-(-p["x"].shape[1] // each) for p in pieces]
-    blocks = [n * p["x"].shape[0] for n, p in zip(per_row, pieces)]
-    sums = x.home.empty((2 * sum(blocks),), compute_dtype(x.dtype))
-    at = sums.address
-    for piece, n, row_blocks in zip(pieces, blocks, per_row):
-        operands = [
-            (piece[operand].address, *piece[operand].strides) if operand in piece else (0, 0, 0)
-            for operand in ("x", "target", "weight", "pos_weight", "grad_output", "out", "loss")
-        ]
-        extent = (piece["x"].shape[1], row_blocks)
-        x.home.launch(kernel, n, POINT_THREADS, *operands, extent, status, scale, at)
-        at += 2 * n * sums.itemsize
+    options = name, _code(x.dtype), _code(arrays["target"].dtype), want, tuple(n for n in arrays if n in OPTIONAL)
+    lanes = VECTOR_BYTES // x.itemsize
+    launches, blocks = [], 0
+    for (outer, inner), places in _places(arrays):
+        chunks = min(max(outer * inner // (POINT_BLOCKS * POINT_THREADS * lanes), 1), POINT_CHUNKS)
+        straight = (outer == 1 or inner % lanes == 0) and all(
+            _side_by_side(n, place, arrays[n].itemsize, outer) for n, place in places.items()
+        )
+        kernel = _compiled(pointwise_kernels.pointwise, *options, outer == 1, POINT_THREADS, WARP)
+        operands = [places.get(n, NOWHERE) for n in OPERANDS]
+        first, n = blocks, -(-outer * inner // (POINT_THREADS * lanes * chunks))
+        launches.append((kernel, n, operands, (outer, inner, chunks, int(straight)), first))
+        blocks += n
+    sums = x.home.empty((2 * blocks,), compute_dtype(x.dtype)) if want & VALUE and "loss" not in arrays else None
+    at, size = (sums.address, 2 * sums.itemsize) if sums is not None else (0, 0)
+    for kernel, n, operands, extent, first in launches:
+        x.home.launch(kernel, n, POINT_THREADS, *operands, extent, status, scale, at + first * size)
     return sums
+
+
+def _places(arrays: dict[str, View]) -> list[tuple[tuple[int, int], dict[str, tuple[int, ...]]]]:
+    """For each piece its (outer, inner), and the address of each array and its bytes along outer and inner."""
+    if all(a.flags.c_contiguous for a in arrays.values()):  # the usual case, without the detours that others need
+        return [((1, arrays["x"].size), {n: (a.address, 0, a.itemsize) for n, a in arrays.items()})]
+    return [
+        (
+            cast("tuple[int, int]", views[0].shape),
+            {n: (v.address, *v.strides) for n, v in zip(arrays, cast(Any, views))},
+        )
+        for views in layout.pointwise_pieces(list(arrays.values()))
+    ]
+
+
+def _side_by_side(name: str, place: tuple[int, ...], size: int, outer: int) -> bool:
+    """Whether an operand's vectors can be read or written at once; what may be one element for all of a row is then."""
+    address, outer_step, inner_step = place
+    if inner_step == 0 and name in OPTIONAL:
+        return True
+    return inner_step == size and address % VECTOR_BYTES == 0 and (outer == 1 or outer_step % VECTOR_BYTES == 0)
 
 
 # --- row-wise -------------------------------------------------------------------------------------------------
@@ -239,7 +280,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     count, scale = (float(rows), divided(host_factor, rows)) if mean and labels is None else (1.0, host_factor)
     scratch = None
     if labels is not None and rows and (mean or problem.check):
-        scratch = home.zeros(SCRATCH)
+        scratch = home.empty((SCRATCH,), BYTES)
         _scan(problem, scratch, scale, dtype, classes)
     at = _address(scratch)
     by_labels = mean and scratch is not None
@@ -252,11 +293,11 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
         loss = _constant(home, -np.inf if no_target else 0.0, dtype, problem.shape)
     if loss is not None and problem.reduction != "none":
         if by_labels:
-            loss = _mean_of(home, loss, _code(dtype), at + DIVISOR, 1.0, dtype)
+            loss = _mean_of(home, loss, at + DIVISOR, 1.0, dtype)
         elif mean and not rows:
             loss = _constant(home, math.nan, dtype)
         else:
-            loss = _mean_of(home, loss, _code(dtype), 0, count, dtype)
+            loss = _mean_of(home, loss, 0, count, dtype)
     if scratch is not None and problem.check and _faults(home, at + FAULTS):
         assert labels is not None
         problems.refuse_labels(home.download(labels), classes, problem.ignore_index)
@@ -273,18 +314,18 @@ def _scan(problem: Rowwise, scratch: View, scale: float, dtype: np.dtype[Any], c
     home, at = labels.home, scratch.address
     kernel = _compiled(sum_kernels.scan_labels, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
     pieces: list[View] = [p[0] for p in layout.pointwise_pieces([labels])]
-    blocks = [-(-p.size // (SUM_THREADS * SUM_EACH)) for p in pieces]
-    partial = home.empty((sum(blocks),), FLOAT64)
-    done = 0
-    for piece, n in zip(pieces, blocks):
+    blocks = sum(_blocks_of_sum(p.size) for p in pieces)
+    partial = _partial(home, blocks)
+    ending = (at + FAULTS, at + DIVISOR, 0, at + FACTOR)
+    weight, done = _address(problem.weight), 0
+    for piece in pieces:
         target = (piece.address, *piece.strides, _label_code(labels), problem.ignore_index)
-        weight = _address(problem.weight)
-        to = partial.address + 8 * done
-        home.launch(kernel, n, SUM_THREADS, target, *piece.shape, classes, weight, to, at + FAULTS)
+        n = _blocks_of_sum(piece.size)
+        extent, sums = (*piece.shape, classes), (_address(partial), done, blocks)
+        home.launch(kernel, n, SUM_THREADS, target, extent, weight, sums, ending, scale)
         done += n
-    few, pieces_left = (partial, done) if done <= SUM_THREADS * SUM_EACH else _partial(home, partial, "d")
-    kernel = _compiled(sum_kernels.quotient, _code(dtype), SUM_THREADS, WARP)
-    home.launch(kernel, 1, SUM_THREADS, few.address, pieces_left, 0, scale, 1.0, at + DIVISOR, at + FACTOR)
+    if blocks > 1:
+        _total(home, (_address(partial), blocks, 1), dtype, ending, scale, 1.0)
 
 
 def _run_rowwise(

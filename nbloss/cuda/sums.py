@@ -1,4 +1,17 @@
-"""Sums over rows and blocks in float64, in an order that the shape alone decides; labels checked; dtypes converted."""
+"""Sums over rows and blocks in float64, in an order that the shape alone decides; labels checked; dtypes converted.
+
+`total` and `scan_labels` add `each` numbers a thread. Of several blocks each writes its own sum, for `total` to add
+again; a single one ends the sum. Either way it tells whether there is a fault among the labels that it has read. Where
+they write are two tuples of integers:
+
+    sums      address of the sums of blocks, and after them of whether each has seen a fault; number of the first block
+              of this launch; number of all blocks
+    ending    addresses, 0 for none: of whether there is a fault; of the sum itself, where it is to be kept; of a
+              divisor; of the result
+
+The result is sum / divisor, or numerator / sum where the sum is kept: it is the divisor of a mean then, and the result
+a factor of its gradient.
+"""
 
 import numpy as np
 from numba import cuda
@@ -7,56 +20,42 @@ from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
     add,
+    device_function,
     load,
+    load_integer,
     load_label,
     reduction,
     store,
     store_integer,
 )
 
-ZERO, ONE = np.int64(0), np.int64(1)
-WIDE = np.float64(0)
+I32, I64 = np.int32(0), np.int64(0)
+INT32_CODE, INT64_CODE = 5, 7  # of labels
+WIDE, UNIT = np.float64(0), np.float64(1)
+GOOD, BAD = np.int32(0), np.int32(1)
 
 
-def partial_sums(code, threads, warp, each):
-    """The kernel that adds elements side by side: `each` a thread, one float64 a block."""
+def _finish(code, threads, warp):
+    """A function that takes the sum of each thread, and whether it has seen a fault, to the end."""
     stored = STORED[code]
-    size = stored.itemsize
-    total = reduction(add, np.float64(0), np.float64, threads, warp)
+    total = reduction(add, np.float64, threads, warp)
 
-    def kernel(values, count, sums):
-        block = np.int64(cuda.blockIdx.x)
-        begin = block * threads * each + cuda.threadIdx.x
-        value = WIDE
-        for c in range(each):
-            j = begin + c * threads
-            if j < count:
-                value += np.float64(load(values + j * size, stored))
+    @device_function
+    def finish(value, bad, sums, ending, numerator, divisor):
+        faults, kept, divisor_at, result = ending
         value = total(value)
+        if faults != 0:
+            bad = cuda.syncthreads_or(bad)
         if cuda.threadIdx.x == 0:
-            store(sums + block * 8, value, WIDE)
-
-    return kernel
-
-
-def quotient(code, threads, warp):
-    """The kernel, of one block, that adds float64 numbers and divides.
-
-    It writes numerator / divisor as the kernel's type, with the sum in place of a numerator or a divisor whose address
-    is 0 where `of_sum` says so: 1 for the sum over the divisor, 2 for the numerator over the sum, which it writes to
-    `kept` as well.
-    """
-    stored = STORED[code]
-    total = reduction(add, np.float64(0), np.float64, threads, warp)
-
-    def kernel(sums, count, divisor_at, numerator, divisor, kept, result):
-        value = WIDE
-        j = np.int64(cuda.threadIdx.x)
-        while j < count:
-            value += load(sums + j * 8, WIDE)
-            j += threads
-        value = total(value)
-        if cuda.threadIdx.x == 0:
+            address, first, blocks = sums
+            if blocks > 1:
+                block = first + cuda.blockIdx.x
+                store(address + block * 8, value, WIDE)
+                if faults != 0:
+                    store_integer(address + (blocks + block) * 8, np.int64(bad))
+                return
+            if faults != 0:
+                store_integer(faults, np.int64(bad))
             if kept != 0:
                 store(kept, value, WIDE)
                 store(result, numerator / value, stored)
@@ -65,32 +64,86 @@ def quotient(code, threads, warp):
                     divisor = load(divisor_at, WIDE)
                 store(result, value / divisor, stored)
 
+    return finish
+
+
+def total(code, threads, warp, each):
+    """The kernel that adds numbers side by side: of the kernel's type, or sums of blocks."""
+    stored = STORED[code]
+    size = stored.itemsize
+    finish = _finish(code, threads, warp)
+
+    def kernel(values, sums, ending, numerator, divisor):
+        address, count, of_blocks = values
+        begin = np.int64(cuda.blockIdx.x) * threads * each + cuda.threadIdx.x
+        numbers = cuda.local.array(each, np.float64)
+        bad = GOOD
+        for c in range(each):  # all loads before the first sum waits for one
+            j = begin + c * threads
+            numbers[c] = WIDE
+            if j < count:
+                numbers[c] = load(address + j * 8, WIDE) if of_blocks != 0 else load(address + j * size, stored)
+                if of_blocks != 0 and ending[0] != 0 and load_integer(address + (count + j) * 8, I64) != 0:
+                    bad = BAD
+        value = WIDE
+        for c in range(each):
+            value += numbers[c]
+        finish(value, bad, sums, ending, numerator, divisor)
+
     return kernel
 
 
 def scan_labels(code, threads, warp, each):
-    """The kernel that reads labels ahead: a float64 a block, the weight of rows that count; faults to `report`."""
+    """The kernel that reads labels ahead: it adds the weights of rows that count, and finds faults."""
     one = STORED[code]
     size = one.itemsize
-    total = reduction(add, np.float64(0), np.float64, threads, warp)
+    finish = _finish(code, threads, warp)
 
-    def kernel(target, outer, inner, classes, weight, sums, report):
+    @device_function
+    def counted(label, ignore, classes, weight):
+        """What a row adds to the divisor of the mean, and whether its label is one."""
+        if label == ignore:
+            return WIDE, GOOD
+        if label < 0 or label >= classes:
+            return WIDE, BAD
+        return np.float64(load(weight + label * size, one)) if weight != 0 else UNIT, GOOD
+
+    def fetcher(example):
+        @device_function
+        def fetch(labels, address, step, begin, count, ignore):
+            for c in range(each):
+                unit = begin + c * threads
+                labels[c] = load_integer(address + unit * step, example) if unit < count else ignore
+
+        return fetch
+
+    fetch_int64, fetch_int32 = fetcher(I64), fetcher(I32)
+
+    def kernel(target, extent, weight, sums, ending, numerator):
         t, t_outer, t_inner, t_code, ignore = target
-        block = np.int64(cuda.blockIdx.x)
-        begin = block * threads * each + cuda.threadIdx.x
-        value = WIDE
-        for c in range(each):
-            unit = begin + c * threads
-            if unit < outer * inner:
-                label = load_label(t + unit // inner * t_outer + unit % inner * t_inner, t_code)
-                if label != ignore:
-                    if label < 0 or label >= classes:
-                        store_integer(report, ONE)
-                    else:
-                        value += np.float64(load(weight + label * size, one)) if weight != 0 else 1.0
-        value = total(value)
-        if cuda.threadIdx.x == 0:
-            store(sums + block * 8, value, WIDE)
+        outer, inner, classes = extent
+        begin = np.int64(cuda.blockIdx.x) * threads * each + cuda.threadIdx.x
+        value, bad = WIDE, GOOD
+        if outer == 1 and t_code in (INT64_CODE, INT32_CODE):
+            # The usual case: all loads before the first label is looked at.
+            labels = cuda.local.array(each, np.int64)
+            if t_code == INT64_CODE:
+                fetch_int64(labels, t, t_inner, begin, inner, ignore)
+            else:
+                fetch_int32(labels, t, t_inner, begin, inner, ignore)
+            for c in range(each):
+                share, fault = counted(labels[c], ignore, classes, weight)
+                value += share
+                bad |= fault
+        else:
+            for c in range(each):
+                unit = begin + c * threads
+                if unit < outer * inner:
+                    label = load_label(t + unit // inner * t_outer + unit % inner * t_inner, t_code)
+                    share, fault = counted(label, ignore, classes, weight)
+                    value += share
+                    bad |= fault
+        finish(value, bad, sums, ending, numerator, WIDE)
 
     return kernel
 
@@ -101,7 +154,7 @@ def convert(from_code, to_code):
     Both are (address, bytes along outer, bytes along inner); integers are given by the codes of labels.
     """
     integer = isinstance(from_code, int)
-    read = ZERO if integer else STORED[from_code]
+    read = I64 if integer else STORED[from_code]
     written = STORED[to_code]
     real = REAL[to_code]
 
