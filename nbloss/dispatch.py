@@ -80,10 +80,11 @@ def solve(
         on_its_device = cuda.run if problems.is_device_view(problem.x) else cuda.through_device
         return on_its_device(problem, value, form, written, in_place, factor), written
     cpu = _cpu()
-    plan = None if factor.ndim else cpu.plan(problem, value, form, written, in_place)
+    hopeless = factor.ndim or (key is not None and _plans.get(key, cpu) is None)
+    plan = None if hopeless else cpu.plan(problem, value, form, written, in_place)
+    if key is not None and not hopeless:
+        _keep(key, plan, problem, given)
     if plan is not None:
-        if key is not None:
-            _keep(key, plan, problem, given)
         weights = {n: a for n in ("weight", "pos_weight") if (a := getattr(problem, n, None)) is not None}
         return plan(problem.x, problem.target, written, float(factor), **weights), written
     if isinstance(problem, Pointwise):
@@ -101,7 +102,7 @@ def _cpu() -> Any:
 
 # --- calls that are alike -------------------------------------------------------------------------------------
 
-_plans: dict[Key | None, Callable[..., Any]] = {}
+_plans: dict[Key | None, Callable[..., Any] | None] = {}
 _MOST_PLANS = 256
 _PLAIN = {str, int, float, bool, type(None)}
 
@@ -153,8 +154,10 @@ def replay(
     return plan(x, target, out, factor), out
 
 
-def _keep(key: Key, plan: Callable[..., Any], problem: Pointwise | Rowwise, given: Given) -> None:
-    """Keep a plan, if the problem's arrays are those of the call, and it knows no sum of their values."""
+def _keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwise, given: Given) -> None:
+    """Keep a plan, if the problem's arrays are those of the call, and it knows no sum of their values; or that there is
+    none.
+    """
     x, target, options = given
     if problem.x is not x or problem.target is not target or problems.has_weighted_mean(problem):
         return
@@ -163,7 +166,7 @@ def _keep(key: Key, plan: Callable[..., Any], problem: Pointwise | Rowwise, give
         if type(weight) is np.ndarray:
             if not problems.begin_together(weight, getattr(problem, name)):
                 return
-        elif weight is not None:
+        elif weight is not None and plan is not None:
             plan = functools.partial(plan, **{name: getattr(problem, name)})
     if len(_plans) >= _MOST_PLANS:
         _plans.clear()

@@ -217,7 +217,7 @@ def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -
     loss = np.empty(shape, dtype) if unreduced else None
     first, *later = _stages(problem, form)
     (call, operands), *more = islice(_rowwise_calls(problem, first, scan, _ONES[FLOAT64], out, loss), 2)
-    if more or not call.is_one_call:
+    if more or not call.is_one_call or (labelled and not rowwise_kernels.can_scan(operands[1])):
         return None
     driver, constants = call.quickest()
     after = [next(_rowwise_calls(problem, stage, 0, _ONES[FLOAT64], out, None))[0] for stage in later]
