@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import problem as problems
 from nbloss.cuda.arrays import delivered, on_device
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise
 
+Key = tuple[object, ...]
+Given = tuple[Any, ...]
 P = ParamSpec("P")
 Problem = TypeVar("Problem", Pointwise, Rowwise)
 
@@ -54,8 +57,14 @@ def solve(
     form: int = LOSS_ONLY,
     out: object = None,
     grad_output: ArrayLike | None = None,
+    key: Key | None = None,
+    given: Given = (),
 ) -> tuple[Any, Array | None]:
-    """(the loss if `value`, the array that `form` asks for): nothing is computed before all arguments are checked."""
+    """(the loss if `value`, the array that `form` asks for): nothing is computed before all arguments are checked.
+
+    How it is done is kept for calls of the same `key`, where the arrays `given` (x, target, options) could be used as
+    they are.
+    """
     factor = problems.upstream(problem, grad_output)
     written: Array | None = None
     in_place = False
@@ -66,6 +75,13 @@ def solve(
         on_its_device = cuda.run if problems.is_device_view(problem.x) else cuda.through_device
         return on_its_device(problem, value, form, written, in_place, factor), written
     cpu = _cpu()
+    hopeless = factor.ndim or (key is not None and _plans.get(key, cpu) is None)
+    plan = None if hopeless else cpu.plan(problem, value, form, written, in_place)
+    if key is not None and not hopeless:
+        _keep(key, plan, problem, given)
+    if plan is not None:
+        weights = {n: a for n in ("weight", "pos_weight") if (a := getattr(problem, n, None)) is not None}
+        return plan(problem.x, problem.target, written, float(factor), **weights), written
     if isinstance(problem, Pointwise):
         return cpu.pointwise(problem, value, written, in_place, factor), written
     return cpu.rowwise(problem, value, form, written, factor), written
@@ -95,6 +111,79 @@ def _cuda() -> Any:
     return cuda
 
 
+# --- calls that are alike -------------------------------------------------------------------------------------
+
+_plans: dict[Key | None, Callable[..., Any] | None] = {}
+_MOST_PLANS = 256
+_PLAIN = {str, int, float, bool, type(None)}
+
+
+def key_of(entry: str, x: Any, target: Any, out: Any, options: dict[str, Any]) -> Key | None:
+    """What a call has in common with those that differ from it in the values of their arrays alone.
+
+    What was checked and worked out for one of them holds for all. None where it takes a closer look.
+    """
+    if type(x) is not np.ndarray or not (type(target) is np.ndarray or target is None):
+        return None
+    rest: Key = ()
+    if out is not None:
+        if type(out) is not np.ndarray or not out.flags.writeable or (out is not x and _are_near(out, x)):
+            return None
+        if target is not None and _are_near(out, target):
+            return None
+        rest = (out is x, out.dtype, out.shape, out.strides)
+    for name, value in options.items():
+        kind = type(value)
+        if kind is np.ndarray:
+            if out is not None and _are_near(out, value):
+                return None
+            value = (value.dtype, value.shape, value.strides)
+        elif kind not in _PLAIN:
+            return None
+        rest = (rest, name, kind, value)  # the kind, for 1, 1.0 and True are equal
+    if target is None:
+        return entry, x.dtype, x.shape, x.strides, rest
+    return entry, x.dtype, x.shape, x.strides, rest, target.dtype, target.shape, target.strides
+
+
+def _are_near(a: Array, b: Array) -> bool:
+    """Whether two arrays may overlap; two that own their memory do not, which takes half the time to find out."""
+    return a is b or (not (a.flags.owndata and b.flags.owndata) and np.may_share_memory(a, b))
+
+
+def replay(
+    key: Key | None, x: Any, target: Any, form: int, out: Any, factor: float, options: dict[str, Any]
+) -> tuple[Any, Any] | None:
+    """What `solve` gives, in the way of an earlier call of this key; None if there was none."""
+    plan = _plans.get(key)
+    if plan is None:
+        return None
+    if out is None and form != LOSS_ONLY:
+        out = np.empty(x.shape, x.dtype)
+    if options:
+        return plan(x, target, out, factor, **{n: v for n, v in options.items() if type(v) is np.ndarray}), out
+    return plan(x, target, out, factor), out
+
+
+def _keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwise, given: Given) -> None:
+    """Keep a plan, if the problem's arrays are those of the call, and it knows no sum of their values; or that there is
+    none.
+    """
+    x, target, options = given
+    if problem.x is not x or problem.target is not target or problems.has_weighted_mean(problem):
+        return
+    for name in ("weight", "pos_weight"):
+        weight = options.get(name)
+        if type(weight) is np.ndarray:
+            if not problems.begin_together(weight, getattr(problem, name)):
+                return
+        elif weight is not None and plan is not None:
+            plan = functools.partial(plan, **{name: getattr(problem, name)})
+    if len(_plans) >= _MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+
+
 # --- losses ---------------------------------------------------------------------------------------------------
 
 
@@ -115,32 +204,41 @@ class Loss(Protocol[P]):
 def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     """Make a loss of a function that has a loss's signature and docstring and returns its problem."""
 
-    names = [*list(inspect.signature(define).parameters)[:2], "grad_output", "out"]
+    name = define.__name__
+    both, slope = f"{name}.value_and_grad", f"{name}.grad"
+    names = list(inspect.signature(define).parameters)[:2]
 
-    def run(args: Sequence[Any], kwargs: dict[str, Any], value: bool, form: int) -> tuple[Any, Any]:
-        if any(map(on_device, args)) or (kwargs and any(map(on_device, kwargs.values()))):
-            stream = kwargs.get("stream")
-            args = arrived(names, args, stream)
-            arrays = {n: v for n, v in kwargs.items() if n in names or n in ("weight", "pos_weight")}
-            kwargs |= dict(zip(arrays, arrived(arrays, arrays.values(), stream)))
-        grad_output = out = None
+    def run(args: Sequence[Any], kwargs: dict[str, Any], entry: str, value: bool, form: int) -> tuple[Any, Any]:
+        grad_output = out = key = None
         if form == GRADIENT:
             args, grad_output, out = _split(args, kwargs)
+        if len(args) == 2 and (grad_output is None or type(grad_output) is float):
+            x, target = args
+            key = key_of(entry, x, target, out, kwargs)
+            known = replay(key, x, target, form, out, 1.0 if grad_output is None else grad_output, kwargs)
+            if known is not None:
+                return known
+        if any(map(on_device, (*args, grad_output, out, *kwargs.values()))):
+            stream = kwargs.get("stream")
+            args = arrived(names, args, stream)
+            grad_output, out = arrived(["grad_output", "out"], [grad_output, out], stream)
+            arrays = {n: v for n, v in kwargs.items() if n in (*names, "weight", "pos_weight")}
+            kwargs |= dict(zip(arrays, arrived(arrays, arrays.values(), stream)))
         problem = cast("Callable[..., Pointwise | Rowwise]", define)(*args, **kwargs)
-        return solve(problem, value=value, form=form, out=out, grad_output=grad_output)
+        given = (*args, kwargs)
+        loss, gradient = solve(problem, value=value, form=form, out=out, grad_output=grad_output, key=key, given=given)
+        return delivered(loss), delivered(gradient)
 
     @functools.wraps(define)
     def value(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return delivered(run(args, kwargs, True, LOSS_ONLY)[0])
+        return run(args, kwargs, name, True, LOSS_ONLY)[0]
 
     def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Any, Array]:
-        loss, gradient = run(args, kwargs, True, GRADIENT)
-        return delivered(loss), delivered(gradient)
+        return run(args, kwargs, both, True, GRADIENT)
 
     def grad(*args: Any, **kwargs: Any) -> Array:
-        return cast("Array", delivered(run(args, kwargs, False, GRADIENT)[1]))
+        return cast("Array", run(args, kwargs, slope, False, GRADIENT)[1])
 
-    name = define.__name__
     for method, returns in ((value_and_grad, "The loss and its gradient"), (grad, "The gradient")):
         method.__qualname__ = f"{name}.{method.__name__}"
         method.__module__ = define.__module__
@@ -158,8 +256,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
 
 def _split(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], Any, Any]:
     """Take grad_output and out, third and fourth or by name, from the arguments of a loss."""
-    grad_output = kwargs.pop("grad_output", None)
-    out = kwargs.pop("out", None)
+    grad_output, out = (kwargs.pop("grad_output", None), kwargs.pop("out", None)) if kwargs else (None, None)
     if len(args) > 2:
         extra = args[2:]
         if len(extra) > 2 or grad_output is not None or (len(extra) == 2 and out is not None):

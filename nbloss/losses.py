@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 
 from nbloss import problem
 from nbloss.cuda.arrays import delivered
-from nbloss.dispatch import arrived, choose, loss, solve
-from nbloss.problem import GRADIENT, LOG_SOFTMAX, Array, Pointwise, Reduction, Rowwise
+from nbloss.dispatch import arrived, choose, key_of, loss, replay, solve
+from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array, Pointwise, Reduction, Rowwise
 
 Backend = str
 
@@ -414,7 +414,12 @@ def logsumexp(
     >>> print(nbloss.logsumexp([[1000.0, 1000.0], [0.0, -40.0]]))
     [1.00069315e+03 4.24835426e-18]
     """
+    key = key_of("logsumexp", x, None, None, {"axis": axis, "backend": backend, "stream": stream})
+    known = replay(key, x, None, LOSS_ONLY, None, 1.0, {})
+    if known is not None:
+        return known[0][()]
     (x,) = arrived(["x"], [x], stream)
+    given = x
     if axis is None or isinstance(axis, Sequence):
         values = problem.as_floats("x", x)
         axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
@@ -423,7 +428,8 @@ def logsumexp(
         row = math.prod(values.shape[k] for k in gone)
         x = values.transpose(*kept, *gone).reshape(*(values.shape[k] for k in kept), row)
         axis = -1
-    result = delivered(solve(choose(backend, stream, problem.rows(x, axis)), value=True)[0])
+    rows = choose(backend, stream, problem.rows(x, axis))
+    result = delivered(solve(rows, value=True, key=key, given=(given, None, {}))[0])
     return result[()] if isinstance(result, np.ndarray) else result
 
 
@@ -513,12 +519,20 @@ def softmax(
     return _map_rows(x, axis, out, backend, stream, GRADIENT)
 
 
+_MAPS = {LOG_SOFTMAX: "log_softmax", GRADIENT: "softmax"}
+
+
 def _map_rows(
     x: ArrayLike, axis: SupportsIndex, out: Array | None, backend: Backend, stream: object, form: int
 ) -> Array:
+    key = key_of(_MAPS[form], x, None, out, {"axis": axis, "backend": backend, "stream": stream})
+    known = replay(key, x, None, form, out, 1.0, {})
+    if known is not None:
+        return cast("Array", known[1])
     x, given = arrived(["x", "out"], [x, out], stream)
     values = problem.as_floats("x", x)
     flat = given.reshape(1) if isinstance(given, np.ndarray) and given.shape == values.shape == () else given
-    result = solve(choose(backend, stream, problem.rows(values, axis)), value=False, form=form, out=flat)[1]
+    rows = choose(backend, stream, problem.rows(values, axis))
+    result = solve(rows, value=False, form=form, out=flat, key=key, given=(x, None, {}))[1]
     assert result is not None
     return out if out is not None else cast("Array", delivered(result.reshape(values.shape)))

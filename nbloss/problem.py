@@ -64,8 +64,23 @@ class Rowwise:
         """Shape of the unreduced loss: x's without the class axis."""
         return self.x.shape[: self.axis] + self.x.shape[self.axis + 1 :]
 
+    @property
+    def target(self) -> Array | None:
+        """What was given as target."""
+        return self.probabilities if self.labels is None else self.labels
+
 
 WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
+
+
+def has_weighted_mean(problem: Pointwise | Rowwise) -> bool:
+    """Whether the sum of a pointwise loss is divided by the sum of its weights."""
+    return (
+        isinstance(problem, Pointwise)
+        and problem.reduction == "mean"
+        and problem.weight is not None
+        and problem.name in WEIGHTED_MEAN
+    )
 
 
 # --- arrays -------------------------------------------------------------------------------------------------
@@ -397,12 +412,13 @@ def at_one_place(problem: Pointwise | Rowwise) -> bool:
 _OVERLAP = "out must be the input itself or apart from all arguments, but it overlaps {}"
 
 
+def begin_together(a: Array, b: Array) -> bool:
+    """Whether the first elements of two arrays are one place in memory."""
+    return bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
+
+
 def _same_memory(a: Array, b: Array) -> bool:
-    return a is b or (
-        a.strides == b.strides
-        and a.dtype == b.dtype
-        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-    )
+    return a is b or (a.strides == b.strides and a.dtype == b.dtype and begin_together(a, b))
 
 
 def _overlap(a: Array, b: object) -> bool:

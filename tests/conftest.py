@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.filterwarnings("ignore::RuntimeWarning"))
 
 
+@pytest.fixture(autouse=True)
+def no_plans():
+    """Tests change what plans were made with."""
+    dispatch._plans.clear()
+
+
 @pytest.fixture(params=[DEVICE] if CUDA else ["cpu-serial", "cpu-parallel"])
 def backend(request, monkeypatch):
     """Many small blocks, on one thread or on all."""

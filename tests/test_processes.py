@@ -193,9 +193,10 @@ def test_the_cache_is_used_and_heals(expected, tmp_path):
     made = []
     original = c._DiskCache.save_overload
     c._DiskCache.save_overload = lambda self, *a: (made.append(1), original(self, *a))
+    nbloss.mse_loss(x, x)
     print(job(), len(made))
     """
-    assert run(hits, NUMBA_CACHE_DIR=tmp_path) == f"{expected} 2"  # the kernel, and the scan of the labels
+    assert run(hits, NUMBA_CACHE_DIR=tmp_path) == f"{expected} 2"
     assert len(kernels(tmp_path)) == 2
     assert run(hits, NUMBA_CACHE_DIR=tmp_path) == f"{expected} 0"
     one, two = kernels(tmp_path)

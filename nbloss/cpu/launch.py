@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 from numba.np.ufunc import parallel as numba_parallel
 
 from nbloss.cpu.compile import Kernel
-from nbloss.problem import Array
 
 BLOCK = 1 << 14  # elements a block: 64 KiB of float32
 # Elements from which other threads are woken. Two that are awake pay earlier (2e5 elements: 166 against 250 us), but
@@ -60,32 +59,45 @@ def layer() -> str:
     return str(numba.threading_layer())
 
 
-def launch(kernel: Kernel, dtypes: tuple[str, ...], args: tuple[Any, ...], units: int, unit_elements: int) -> Array:
-    """Run `kernel` over `units` pieces of `unit_elements` elements; its partial results, summed in order."""
-    if 0 < units * unit_elements <= BLOCK:  # a small call should cost little
-        part = np.empty((1, 2))
-        kernel.variant(False, *dtypes)(*args, units, units, 0, 1, part)
-        only: Array = part[0]
-        return only
-    step = max(1, BLOCK // max(1, unit_elements))
-    blocks = -(-units // step)
-    part = np.empty((blocks, 2))
-    breath = max(1, BREATH // (step * max(1, unit_elements)))
-    threads = _threads_for(blocks, units * unit_elements)
-    driver = kernel.variant(threads > 1, *dtypes)
-    if threads == 1:
-        for first in range(0, blocks, breath):
-            driver(*args, units, step, first, min(blocks, first + breath), part)
-    else:
-        users = numba.get_num_threads()
+class Launch:
+    """A kernel over `units` pieces of `unit_elements` elements: all of a call but its memory and its numbers.
+
+    `constants` are arguments that follow those of a call; the result is a tuple of sums, added in order.
+    """
+
+    def __init__(
+        self, kernel: Kernel, dtypes: tuple[str, ...], constants: tuple[Any, ...], units: int, unit_elements: int
+    ) -> None:
+        self._kernel, self._dtypes = kernel, dtypes
+        step = max(1, BLOCK // max(1, unit_elements))
+        self._blocks = -(-units // step)
+        self._elements = units * unit_elements
+        self._constants = (*constants, units, step)
+        self._breath = max(1, BREATH // (step * max(1, unit_elements)))
+
+        self.is_one_call = self._blocks <= self._breath
+
+    def quickest(self) -> tuple[Callable[..., Sequence[float]], tuple[Any, ...]]:
+        """A function that does this, and what it takes after the arguments of a call."""
+        if self._elements >= PARALLEL or not self.is_one_call:
+            return self, ()
+        return self._kernel.variant(False, *self._dtypes), (*self._constants, 0, self._blocks)
+
+    def __call__(self, *args: Any) -> list[float]:
+        threads = _threads_for(self._blocks, self._elements)
+        driver = self._kernel.variant(threads > 1, *self._dtypes)
+        users = numba.get_num_threads() if threads > 1 else 0
+        total: list[float] = []
         try:
-            numba.set_num_threads(threads)
-            for first in range(0, blocks, breath):
-                driver(*args, units, step, first, min(blocks, first + breath), part)
+            if threads > 1:
+                numba.set_num_threads(threads)
+            for first in range(0, self._blocks, self._breath):
+                sums = driver(*args, *self._constants, first, min(self._blocks, first + self._breath))
+                total = [a + b for a, b in zip(total, sums)] if total else list(sums)
         finally:
-            numba.set_num_threads(users)
-    sums: Array = part.sum(axis=0)
-    return sums
+            if threads > 1:
+                numba.set_num_threads(users)
+        return total
 
 
 def _threads_for(blocks: int, elements: int) -> int:

@@ -7,7 +7,8 @@ from numba.core import types
 from nbloss import formulas
 from nbloss.cpu import simd, vecmath
 from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
-from nbloss.cpu.launch import launch
+from nbloss.cpu.launch import Launch
+from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of
 from nbloss.cpu.simd import (
     add_wide,
     borrowed,
@@ -110,8 +111,12 @@ def _driver(formula):
 
     # x, t, weight, pos_weight, upstream, gradient, loss: (outer, inner), upstream being the factor of the gradient
     def driver(
-        x, t, weight, pos_weight, upstream, gradient, loss, want, like, units, step, first_block, stop_block, part
+        x, t, weight, pos_weight, upstream, gradient, loss, layout, want, like, units, step, first_block, stop_block
     ):
+        x, t, weight, pos_weight, upstream, gradient, loss = arrays_at(
+            (x, t, weight, pos_weight, upstream, gradient, loss), layout
+        )
+        part = np.empty((stop_block - first_block, 2))
         per_row = (x.shape[1] + SEGMENT - 1) // SEGMENT
         for block in prange(first_block, stop_block):
             xs, ts, ws, ps = borrowed(x), borrowed(t), borrowed(weight), borrowed(pos_weight)
@@ -125,8 +130,14 @@ def _driver(formula):
                 v, f = segment(xs[i], ts[i], ws[i], ps[i], us[i], gs[i], ls[i], want, start, stop, like)
                 value_sum += v
                 faults += f
-            part[block, 0] = value_sum
-            part[block, 1] = faults
+            part[block - first_block, 0] = value_sum
+            part[block - first_block, 1] = faults
+        value_sum = 0.0
+        faults = 0.0
+        for k in range(part.shape[0]):
+            value_sum += part[k, 0]
+            faults += part[k, 1]
+        return value_sum, faults
 
     return driver
 
@@ -134,38 +145,21 @@ def _driver(formula):
 def _signature(x, t):
     compute = compute_type(x)
     vector = array_type(compute.name, 2)
-    return (
-        array_type(x, 2),
-        array_type(t, 2),
-        vector,
-        vector,
-        vector,
-        array_type(x, 2, writable=True),
-        array_type(compute.name, 2, writable=True),
-        types.intp,
-        compute,
-        *[types.intp] * 4,
-        types.Array(types.float64, 2, "C"),
-    )
+    written = array_type(x, 2, writable=True), array_type(compute.name, 2, writable=True)
+    arrays = (array_type(x, 2), array_type(t, 2), vector, vector, vector, *written)
+    return (*map(Address, arrays), LAYOUT, types.intp, compute, *[types.intp] * 4)
 
 
 KERNELS = {name: Kernel(name, _driver(f), _signature) for name, f in formulas.POINTWISE.items()}
 
 
-def run(
-    name: str,
-    x: Array,
-    t: Array,
-    weight: Array,
-    pos_weight: Array,
-    upstream: Array,
-    gradient: Array,
-    loss: Array,
-    want: int,
-) -> Array:
-    """Run one loss over (outer, inner) operands: (sum of weighted losses, inputs outside the domain)."""
+def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
+    """One loss over (outer, inner) operands that lie as `views` do.
+
+    A call takes the operands and gives (sum of weighted losses, inputs outside the domain).
+    """
+    x, t, weight, *_ = views
     outer, inner = x.shape
-    like = LIKE[weight.dtype.char]
-    args = (x, t, weight, pos_weight, upstream, gradient, loss, want, like)
+    constants = (layout_of(views), want, LIKE[weight.dtype.char])
     units = outer * -(-inner // SEGMENT)
-    return launch(KERNELS[name], (x.dtype.char, t.dtype.char), args, units, min(inner, SEGMENT))
+    return Launch(KERNELS[name], (x.dtype.char, t.dtype.char), constants, units, min(inner, SEGMENT))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from nbloss import layout
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
-from nbloss.cpu.launch import BLOCK
+from nbloss.cpu.launch import Launch
 from nbloss.cpu.pointwise import GRADIENT, VALUE
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
@@ -21,19 +22,34 @@ from nbloss.problem import (
     FLOAT32,
     FLOAT64,
     LOSS_ONLY,
-    WEIGHTED_MEAN,
     Array,
     Pointwise,
     Rowwise,
     compute_dtype,
     divided,
+    has_weighted_mean,
     refuse_labels,
     refuse_probabilities,
 )
 
+Plan = Callable[..., Any]
+
 _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
+_UNITS = {dtype: dtype.type(1) for dtype in (FLOAT32, FLOAT64)}
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
 STREAM_FROM = 1 << 24  # bytes of gradient from which it is written past the caches
+
+
+def plan(problem: Pointwise | Rowwise, value: bool, form: int, out: Array | None, in_place: bool) -> Plan | None:
+    """How to solve all problems that differ from this one in the values of their arrays alone, if one kernel call does.
+
+    It is a function of x, target, out and the factor of the gradient, and of weights by name, and keeps none of them.
+    """
+    if not problem.x.size or (out is not None and not out.dtype.isnative):
+        return None
+    if isinstance(problem, Rowwise):
+        return _rowwise_plan(problem, value, form, out)
+    return None if in_place and _reads_ahead(problem) else _pointwise_plan(problem, value, out)
 
 
 def _stored(array: Array) -> Array:
@@ -53,134 +69,217 @@ def _deliver(out: Array, written: Array) -> None:
         out[...] = written.view(out.dtype.newbyteorder("="))
 
 
-def _reduced(value: float, dtype: np.dtype[Any]) -> Any:
-    if dtype is FLOAT32 and abs(value) > 3e38:
-        with np.errstate(over="ignore"):
-            return np.float32(value)
-    return dtype.type(value)
+def _reduced(total: float, count: float, dtype: np.dtype[Any]) -> Any:
+    """The sum over a count, as the scalar that users receive."""
+    value = total / count if count else divided(total, count)
+    if -3e38 < value < 3e38:
+        return _UNITS[dtype] * value  # 37 ns, dtype.type(value) takes 120
+    with np.errstate(over="ignore"):
+        return dtype.type(value)
+
+
+# --- pointwise ----------------------------------------------------------------------------------------------
 
 
 def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> Any:
     """The loss if `value`, and its gradient in `out` if there is one."""
-    x, dtype = problem.x, compute_dtype(problem.x.dtype)
-    count: float = 1.0
-    if problem.reduction == "mean":
-        count = float(x.size)
-        if problem.weight is not None and problem.name in WEIGHTED_MEAN:
-            count = float(np.sum(problem.weight, dtype=np.float64))
-    ones = layout.same(_ONES[dtype], x.shape)
+    shape, dtype, count = problem.x.shape, compute_dtype(problem.x.dtype), _count(problem)
     scale = np.array(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
-    operands = (
-        _stored(x),
-        _stored(problem.target),
-        ones if problem.weight is None else problem.weight,
-        ones if problem.pos_weight is None else problem.pos_weight,
-        layout.same(scale, x.shape) if scale.ndim == 0 else scale,
-    )
     written = None if out is None else _target(out)
-    loss = np.empty(x.shape, dtype) if value and problem.reduction == "none" else None
-    if in_place and problem.check and problem.name == "binary_cross_entropy":
-        _run_pointwise(problem, operands, written, None, 0)
-    total = _run_pointwise(problem, operands, written, loss, (VALUE if value else 0) | (0 if out is None else GRADIENT))
+    loss = np.empty(shape, dtype) if value and problem.reduction == "none" else None
+    if in_place and _reads_ahead(problem):
+        _run_pointwise(problem, 0, scale, written, None)
+    total = _run_pointwise(problem, _want(value, out), scale, written, loss)
     if out is not None and written is not None:
         _deliver(out, written)
-    if loss is not None or not value:
-        return loss
-    return _reduced(divided(total, count) if problem.reduction == "mean" else total, dtype)
+    return loss if loss is not None or not value else _reduced(total, count, dtype)
 
 
-def _run_pointwise(
-    problem: Pointwise, operands: tuple[Array, ...], out: Array | None, loss: Array | None, want: int
-) -> float:
+def _run_pointwise(problem: Pointwise, want: int, scale: Array, out: Array | None, loss: Array | None) -> float:
     total = faults = 0.0
-    if not problem.x.size:
-        return total
-    results = [a for a in (out, loss) if a is not None]
-    for x, target, weight, pos_weight, upstream, *rest in layout.pointwise_pieces([*operands, *results]):
-        gradient = np.empty((x.shape[0], 0), x.dtype) if out is None else rest[0]
-        losses = np.empty((x.shape[0], 0), weight.dtype) if loss is None else rest[-1]
-        piece = pointwise_kernels.run(problem.name, x, target, weight, pos_weight, upstream, gradient, losses, want)
-        total += piece[0]
-        faults += piece[1]
+    for call, operands in _pointwise_calls(problem, want, scale, out, loss):
+        sums = call(*operands)
+        total += sums[0]
+        faults += sums[1]
     if faults and problem.check:
         refuse_probabilities(problem.x)
     return total
 
 
+def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan | None:
+    shape, dtype, count, check = problem.x.shape, compute_dtype(problem.x.dtype), _count(problem), problem.check
+    unreduced = value and problem.reduction == "none"
+    unit = np.array(divided(1.0, count), dtype)
+    loss = np.empty(shape, dtype) if unreduced else None
+    (call, operands), *more = islice(_pointwise_calls(problem, _want(value, out), unit, out, loss), 2)
+    if more or not call.is_one_call:
+        return None
+    driver, constants = call.quickest()
+    ones = _ONES[dtype]
+    no_out, no_loss = operands[5] if out is None else ones, operands[6] if loss is None else ones
+
+    def run(
+        x: Array,
+        target: Array,
+        out: Array | None,
+        factor: float,
+        weight: Array = ones,
+        pos_weight: Array = ones,
+    ) -> Any:
+        scale = unit if factor == 1.0 else np.array(divided(factor, count), dtype)
+        loss = np.empty(shape, dtype) if unreduced else no_loss
+        gradient = no_out if out is None else out
+        total, faults = driver(x, target, weight, pos_weight, scale, gradient, loss, *constants)
+        if faults and check:
+            refuse_probabilities(x)
+        return loss if unreduced else _reduced(total, count, dtype) if value else None
+
+    return run
+
+
+def _pointwise_calls(
+    problem: Pointwise, want: int, scale: Array, out: Array | None, loss: Array | None
+) -> Iterator[tuple[Launch, tuple[Array, ...]]]:
+    """Kernel calls and their operands, with stand-ins for the results that are not asked for."""
+    x = _stored(problem.x)
+    if not x.size:
+        return
+    ones = layout.same(_ONES[compute_dtype(problem.x.dtype)], x.shape)
+    arrays = [
+        x,
+        _stored(problem.target),
+        ones if problem.weight is None else problem.weight,
+        ones if problem.pos_weight is None else problem.pos_weight,
+        layout.same(scale, x.shape) if scale.ndim == 0 else scale,
+        *(_stored(a) for a in (out, loss) if a is not None),
+    ]
+    call = None
+    for piece in layout.pointwise_pieces(arrays):
+        outer = len(piece[0])
+        gradient = np.empty((outer, 0), x.dtype) if out is None else piece[5]
+        losses = np.empty((outer, 0), piece[2].dtype) if loss is None else piece[-1]
+        operands = (*piece[:5], gradient, losses)
+        call = call or pointwise_kernels.prepare(problem.name, operands, want)
+        yield call, operands
+
+
+def _count(problem: Pointwise) -> float:
+    """What the sum is divided by."""
+    if has_weighted_mean(problem) and problem.weight is not None:
+        return float(np.sum(problem.weight, dtype=np.float64))
+    return float(problem.x.size) if problem.reduction == "mean" else 1.0
+
+
+def _want(value: bool, out: Array | None) -> int:
+    return (VALUE if value else 0) | (0 if out is None else GRADIENT)
+
+
+def _reads_ahead(problem: Pointwise) -> bool:
+    """Whether values out of range must be known before anything is written in place."""
+    return problem.check and problem.name == "binary_cross_entropy"
+
+
+# --- row-wise -------------------------------------------------------------------------------------------------
+
+
 def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Array) -> Any:
     """The loss if `value`, and what `form` says in `out` if there is one."""
-    x, labels, dtype = problem.x, problem.labels, compute_dtype(problem.x.dtype)
-    weight = _NO_WEIGHT[dtype] if problem.weight is None else problem.weight
-    mean = problem.reduction == "mean"
-    kind = CLASS_INDEX if labels is not None else NO_TARGET if problem.probabilities is None else PROBABILITIES
-    found = np.empty(2)  # labels out of range, divisor of the mean
-    scan = 0
-    if labels is None:
-        found[1] = math.prod(problem.shape)
-    elif 0 < x.size <= BLOCK and x.ndim <= 2 and not problem.normalized:
-        # A call this small is one kernel call, which looks at its labels first: 1.5 us less.
-        scan = CHECKED if problem.check else UNCHECKED
-    else:
-        found[:] = rowwise_kernels.scan_labels(labels, weight, x.shape[problem.axis], problem.ignore_index)
-        _raise_if_bad(problem, found)
+    labels, dtype, mean = problem.labels, compute_dtype(problem.x.dtype), problem.reduction == "mean"
+    count: float = math.prod(problem.shape)
+    if labels is not None:
+        classes = problem.x.shape[problem.axis]
+        bad, count = rowwise_kernels.scan_labels(labels, _weight(problem), classes, problem.ignore_index)
+        if bad and problem.check:
+            refuse_labels(labels, classes, problem.ignore_index)
     loss = None
     if value and problem.reduction == "none":
-        empty_row = -np.inf if kind == NO_TARGET else 0.0  # the value of a row without classes
+        empty_row = 0.0 if problem.target is not None else -np.inf  # the value of a row without classes
         loss = np.full(problem.shape, empty_row, dtype)
+    written = None if out is None else _target(out)
+    multiplier = 1.0 if factor.ndim else float(factor)
     total = 0.0
-    if x.size:
-        per_class = [_stored(x)]
-        if problem.probabilities is not None:
-            per_class.append(_stored(problem.probabilities))
-        if out is not None:
-            per_class.append(_target(out))
-        per_row = [a for a in (labels, loss) if a is not None]
-        if factor.ndim:
-            per_row.append(factor)
-        elif not per_row:  # a stand-in that says how many rows there are
-            per_row.append(layout.same(factor, problem.shape))
-        past = out is not None and x.nbytes >= STREAM_FROM
-        forms = [form]
-        if problem.normalized:
-            # What kernels write here is a few of many zeros, and in place the values are needed first.
-            forms = [LOSS_ONLY, form] if value and out is not None else forms
-        for stage in forms:
-            if problem.normalized and stage != LOSS_ONLY:
-                per_class[-1][...] = 0
-            for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row):
-                sums = rowwise_kernels.run(
-                    along,
-                    problem.normalized,
-                    spread[0],
-                    None if labels is None else rows[0],
-                    spread[1] if kind == PROBABILITIES else None,
-                    weight,
-                    rows[-1] if factor.ndim else None,
-                    None if out is None else spread[-1],
-                    None if loss is None or stage != forms[0] else rows[labels is not None],
-                    found,
-                    kind,
-                    stage,
-                    past,
-                    problem.ignore_index,
-                    problem.label_smoothing,
-                    1.0 if factor.ndim else float(factor),
-                    scan,
-                    mean,
-                )
-                total += sums if stage == forms[0] else 0.0
-        if scan:
-            _raise_if_bad(problem, found)
-        if out is not None:
-            _deliver(out, per_class[-1])
-    if loss is not None or not value:
-        return loss
-    return _reduced(divided(total, float(found[1])) if mean else total, dtype)
+    for k, stage in enumerate(_stages(problem, form)):
+        if k and written is not None:
+            written[...] = 0
+        for call, operands in _rowwise_calls(problem, stage, 0, factor, written, None if k else loss):
+            total += call(*operands, multiplier, count)[0]
+    if out is not None and written is not None:
+        _deliver(out, written)
+    return loss if loss is not None or not value else _reduced(total, count if mean else 1.0, dtype)
 
 
-def _raise_if_bad(problem: Rowwise, found: Array) -> None:
-    if found[0] and problem.check and problem.labels is not None:
-        refuse_labels(problem.labels, problem.x.shape[problem.axis], problem.ignore_index)
+def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -> Plan | None:
+    shape, dtype, mean = problem.shape, compute_dtype(problem.x.dtype), problem.reduction == "mean"
+    classes, ignore, count = problem.x.shape[problem.axis], problem.ignore_index, float(math.prod(shape))
+    labelled, dense = problem.labels is not None, problem.probabilities is not None
+    unreduced = value and problem.reduction == "none"
+    scan = (CHECKED if problem.check else UNCHECKED) if labelled else 0
+    loss = np.empty(shape, dtype) if unreduced else None
+    first, *later = _stages(problem, form)
+    (call, operands), *more = islice(_rowwise_calls(problem, first, scan, _ONES[FLOAT64], out, loss), 2)
+    if more or not call.is_one_call or (labelled and not rowwise_kernels.can_scan(operands[1])):
+        return None
+    driver, constants = call.quickest()
+    after = [next(_rowwise_calls(problem, stage, 0, _ONES[FLOAT64], out, None))[0] for stage in later]
+    _, no_labels, _, no_weight, no_upstream, no_out, no_loss = rowwise_kernels.operands(
+        operands[0][:0], None, None, _NO_WEIGHT[dtype], None, None, None
+    )
+
+    def run(x: Array, target: Any, out: Array | None, factor: float, weight: Array = no_weight) -> Any:
+        labels, masses = target if labelled else no_labels, target if dense else x
+        loss = np.empty(shape, dtype) if unreduced else no_loss
+        written = no_out if out is None else out
+        total, bad, divisor = driver(x, labels, masses, weight, no_upstream, written, loss, factor, count, *constants)
+        if bad and scan == CHECKED:
+            refuse_labels(target, classes, ignore)
+        for call in after:
+            written[...] = 0
+            call(x, labels, masses, weight, no_upstream, written, no_loss, factor, divisor)
+        return loss if unreduced else _reduced(total, divisor if mean else 1.0, dtype) if value else None
+
+    return run
+
+
+def _stages(problem: Rowwise, form: int) -> list[int]:
+    """What kernels are run for, one after the other: a few of many zeros are written when the values, which may be in
+    their place, have been read.
+    """
+    return [LOSS_ONLY, form] if problem.normalized and form != LOSS_ONLY else [form]
+
+
+def _weight(problem: Rowwise) -> Array:
+    return _NO_WEIGHT[compute_dtype(problem.x.dtype)] if problem.weight is None else problem.weight
+
+
+def _rowwise_calls(
+    problem: Rowwise, stage: int, scan: int, factor: Array, out: Array | None, loss: Array | None
+) -> Iterator[tuple[Launch, tuple[Array, ...]]]:
+    """Kernel calls and their operands."""
+    x, labels, masses = _stored(problem.x), problem.labels, problem.probabilities
+    if not x.size:
+        return
+    kind = CLASS_INDEX if labels is not None else NO_TARGET if masses is None else PROBABILITIES
+    past = stage != LOSS_ONLY and x.nbytes >= STREAM_FROM
+    options = (kind, stage, past, problem.ignore_index, problem.label_smoothing, scan, problem.reduction == "mean")
+    per_class = [x, *(_stored(a) for a in (masses, out) if a is not None)]
+    per_row = [a for a in (labels, loss) if a is not None]
+    if factor.ndim:
+        per_row.append(factor)
+    elif not per_row:  # a stand-in that says how many rows there are
+        per_row.append(layout.same(factor, problem.shape))
+    call = None
+    for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row):
+        operands = rowwise_kernels.operands(
+            spread[0],
+            None if labels is None else rows[0],
+            None if masses is None else spread[1],
+            _weight(problem),
+            rows[-1] if factor.ndim else None,
+            None if out is None else spread[-1],
+            None if loss is None else rows[labels is not None],
+        )
+        call = call or rowwise_kernels.prepare(along, problem.normalized, operands, *options)
+        yield call, operands
 
 
 # --- compiling ahead ----------------------------------------------------------------------------------------

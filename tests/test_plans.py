@@ -1,0 +1,177 @@
+"""Calls that are alike: the second one, which takes the plan of the first, gives what a first one would."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+import nbloss
+from nbloss import dispatch
+
+pytestmark = pytest.mark.cpu
+
+SHAPE = (6, 9)
+ROWWISE = {
+    "cross_entropy": [
+        {},
+        {"reduction": "none"},
+        {"reduction": "sum", "label_smoothing": 0.1},
+        {"weight": True, "ignore_index": 3},
+        {"weight": True, "label_smoothing": 0.2},
+    ],
+    "nll_loss": [{}, {"reduction": "none"}, {"weight": True, "ignore_index": 3}],
+}
+POINTWISE = {
+    "mse_loss": [{}, {"reduction": "none"}, {"weight": True}, {"weight": True, "reduction": "sum"}, {"weight": 2.0}],
+    "binary_cross_entropy": [{}, {"weight": True}],
+    "binary_cross_entropy_with_logits": [{}, {"weight": True, "pos_weight": True}, {"pos_weight": 3.0}],
+}
+CASES = [(name, options) for table in (ROWWISE, POINTWISE) for name, some in table.items() for options in some]
+FORMS = ["value", "value_and_grad", "grad", "out", "in place", "grad_output"]
+
+
+def arguments(rng, name, options, dtype, labels=np.int64):
+    x = rng.random(SHAPE).astype(dtype)
+    target = rng.integers(0, SHAPE[1], SHAPE[0]).astype(labels) if name in ROWWISE else rng.random(SHAPE).astype(dtype)
+    weights = {n: rng.uniform(0.5, 2, SHAPE[1]).astype(dtype) for n, v in options.items() if v is True}
+    return x, target, {**options, **weights}
+
+
+def run(name, form, x, target, options):
+    loss = getattr(nbloss, name)
+    if form == "value":
+        return [loss(x, target, **options)]
+    if form == "value_and_grad":
+        return loss.value_and_grad(x, target, **options)
+    if form == "grad_output":
+        return [loss.grad(x, target, grad_output=0.3, **options)]
+    if form == "grad":
+        return [loss.grad(x, target, **options)]
+    out = x.copy() if form == "in place" else np.empty_like(x)
+    given = out if form == "in place" else x
+    result = loss.grad(given, target, out=out, **options)
+    assert result is out
+    return [result]
+
+
+def bits(results):
+    return [np.asarray(r).tobytes() for r in results]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_second_call(rng, name, options, dtype, form):
+    first, second = (arguments(rng, name, options, dtype) for _ in range(2))
+    expected = bits(run(name, form, *second))
+    dispatch._plans.clear()
+    run(name, form, *first)
+    assert bits(run(name, form, *second)) == expected
+    assert bits(run(name, form, *second)) == expected
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "mse_loss", "softmax", "logsumexp"])
+def test_second_calls_take_a_plan(rng, monkeypatch, name):
+    x, target, _ = arguments(rng, name if name in ROWWISE else "mse_loss", {}, "float32")
+    call = {"softmax": nbloss.softmax, "logsumexp": nbloss.logsumexp}.get(
+        name, lambda x: getattr(nbloss, name)(x, target)
+    )
+    expected = call(x)
+    monkeypatch.setattr(nbloss.losses, "choose", None)  # what every other call goes through
+    np.testing.assert_array_equal(call(x.copy()), expected)
+
+
+@pytest.mark.parametrize("name", ["log_softmax", "softmax", "logsumexp"])
+@pytest.mark.parametrize("axis", [0, -1, None])
+def test_row_functions(rng, name, axis):
+    if axis is None and name != "logsumexp":
+        axis = 1
+    function = getattr(nbloss, name)
+    first, second = rng.standard_normal((2, *SHAPE))
+    expected = function(second.copy(), axis=axis)
+    dispatch._plans.clear()
+    function(first, axis=axis)
+    np.testing.assert_array_equal(function(second, axis=axis), expected)
+    if name != "logsumexp":
+        for data in (first, second):
+            assert function(data, axis=axis, out=data) is data
+        np.testing.assert_array_equal(second, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_errors_after_a_plan(rng, form):
+    x, target, options = arguments(rng, "cross_entropy", {}, "float32")
+    run("cross_entropy", form, x, target, options)
+    before = x.copy()
+    target[2] = SHAPE[1]
+    with pytest.raises(IndexError, match=r"target\[2\] is 9"):
+        run("cross_entropy", form, x, target, options)
+    if form == "in place":
+        with pytest.raises(IndexError):
+            nbloss.cross_entropy.grad(x, target, out=x)
+    np.testing.assert_array_equal(x, before)
+    assert np.isnan(nbloss.cross_entropy(x, target, check=False))
+    p, t, options = arguments(rng, "binary_cross_entropy", {}, "float64")
+    run("binary_cross_entropy", form, p, t, options)
+    p[1, 2] = 2
+    before = p.copy()
+    with pytest.raises(ValueError, match=r"probs\[1, 2\] = 2"):
+        run("binary_cross_entropy", form, p, t, options)
+    np.testing.assert_array_equal(p, before)
+
+
+def test_what_is_like_an_option_but_is_none(rng):
+    x, target, _ = arguments(rng, "cross_entropy", {}, "float32")
+    for good, bad in (({"ignore_index": -100}, {"ignore_index": -100.0}), ({"axis": 1}, {"axis": 1.0})):
+        nbloss.cross_entropy(x, target, **good)
+        with pytest.raises(TypeError):
+            nbloss.cross_entropy(x, target, **bad)
+    nbloss.mse_loss(x, x, reduction="mean")
+    with pytest.raises(ValueError, match="reduction"):
+        nbloss.mse_loss(x, x, reduction="means")
+
+
+def test_outs_that_are_like_a_good_one(rng):
+    x, target, _ = arguments(rng, "mse_loss", {}, "float32")
+    good = np.empty_like(x)
+    nbloss.mse_loss.grad(x, target, out=good)
+    memory = np.zeros(2 * x.size, np.float32)
+    overlapping = memory[: x.size].reshape(SHAPE), memory[1 : 1 + x.size].reshape(SHAPE)
+    for a, t, out, message in (
+        (x, target, target, "overlaps target"),
+        (overlapping[0], target, overlapping[1], "overlaps the input"),
+        (x, overlapping[0], overlapping[1], "overlaps target"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            nbloss.mse_loss.grad(a, t, out=out)
+    weight = np.ones(SHAPE, np.float32)
+    nbloss.mse_loss.grad(x, target, weight=weight, reduction="sum", out=good)
+    with pytest.raises(ValueError, match="overlaps weight"):
+        nbloss.mse_loss.grad(x, target, weight=weight, reduction="sum", out=weight)
+    good.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        nbloss.mse_loss.grad(x, target, out=good)
+    same = x[:]  # another object, in place all the same
+    expected = nbloss.mse_loss.grad(x, target)
+    np.testing.assert_array_equal(nbloss.mse_loss.grad(x, target, out=same), expected)
+    np.testing.assert_array_equal(x, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_plans_keep_no_array(rng, name, options, form):
+    x, target, given = arguments(rng, name, options, "float32")
+    results = [np.asarray(r) for r in run(name, form, x, target, given)]
+    kept = [weakref.ref(a) for a in (x, target, *results, *given.values()) if isinstance(a, np.ndarray)]
+    assert dispatch._plans or (name, form) == ("binary_cross_entropy", "in place") or "mse" in name
+    del x, target, given, results
+    gc.collect()
+    assert not any(r() is not None for r in kept)
+
+
+def test_plans_are_few(rng):
+    for n in range(1, 2 * dispatch._MOST_PLANS):
+        x = np.zeros((n, 2), np.float32)
+        assert nbloss.mse_loss(x, x) == 0
+    assert 0 < len(dispatch._plans) <= dispatch._MOST_PLANS
