@@ -9,20 +9,20 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from bench.cases import VALUE, Case
+from bench.cases import ROW_FUNCTIONS, VALUE, Case
 from bench.peers import Absent, torch_loss
 
-CASES = [
-    Case("cross_entropy", shape, dtype)
-    for dtype in ("float32", "bfloat16")
-    for shape in (
-        *((32768, 1 << k) for k in range(8, 17)),
-        (16384, 131072),
-        (8192, 32000),
-        (8192, 128256),
-        (8192, 262144),
-    )
+SHAPES = [
+    *(("cross_entropy", (32768, 1 << k)) for k in range(8, 17)),
+    ("cross_entropy", (16384, 131072)),
+    ("cross_entropy", (8192, 32000)),
+    ("cross_entropy", (8192, 50257)),  # a vocabulary whose rows begin off sixteen bytes
+    ("cross_entropy", (8192, 128256)),
+    ("cross_entropy", (8192, 262144)),
+    ("softmax", (32768, 8192)),
+    ("binary_cross_entropy_with_logits", (1 << 28,)),
 ]
+CASES = [Case(loss, shape, dtype) for dtype in ("float32", "bfloat16") for loss, shape in SHAPES]
 COPY_BYTES = 1 << 32
 
 Setup = Callable[[Case, Any, Any, str], Callable[[], Any]]  # (case, logits, target, work)
@@ -50,6 +50,10 @@ def inputs_on_device(case: Case) -> tuple[Any, Any]:
 
     generator = torch.Generator("cuda").manual_seed(20)
     x = torch.randn(case.shape, generator=generator, device="cuda", dtype=getattr(torch, case.dtype)).mul_(2)
+    if case.loss in ROW_FUNCTIONS:
+        return x, None
+    if case.loss != "cross_entropy":
+        return x, torch.rand(case.shape, generator=generator, device="cuda", dtype=x.dtype)
     return x, torch.randint(case.shape[1], (case.shape[0],), generator=generator, device="cuda")
 
 
@@ -65,12 +69,15 @@ def _needs(module: str) -> Any:
 def _nbloss(case: Case, x: Any, target: Any, work: str) -> Callable[[], Any]:
     import nbloss
 
-    function = nbloss.cross_entropy if work == VALUE else nbloss.cross_entropy.value_and_grad
+    function = getattr(nbloss, case.loss)
+    function = function if work == VALUE else function.value_and_grad
+    arrays = (x,) if target is None else (x, target)
+    options = {} if target is None else {"check": False}
     try:
-        function(x, target, backend="cuda", check=False)
+        function(*arrays, backend="cuda", **options)
     except RuntimeError as error:
         raise Absent(str(error)) from None
-    return lambda: function(x, target, backend="cuda", check=False)
+    return lambda: function(*arrays, backend="cuda", **options)
 
 
 def _with_autograd(loss: Callable[[Any], Any], x: Any, work: str) -> Callable[[], Any]:
@@ -98,8 +105,14 @@ def _torch_compile(case: Case, x: Any, target: Any, work: str) -> Callable[[], A
     return _with_autograd(torch.compile(torch_loss(case, target, None, 0.0), dynamic=False), x, work)
 
 
+def _only_cross_entropy(case: Case) -> None:
+    if case.loss != "cross_entropy":
+        raise Absent("is compared on cross-entropy")
+
+
 def _cupy(case: Case, x: Any, target: Any, work: str) -> Callable[[], Any]:
     cupy = _needs("cupy")
+    _only_cross_entropy(case)
     if case.dtype == "bfloat16":
         raise Absent("has no bfloat16")
     import torch
@@ -125,12 +138,17 @@ def _cupy(case: Case, x: Any, target: Any, work: str) -> Callable[[], Any]:
 
 
 def _liger(case: Case, x: Any, target: Any, work: str) -> Callable[[], Any]:
+    _only_cross_entropy(case)
     # It writes the gradient over its input, so every call gets a copy, whose time is part of its normal use.
     loss = _needs("liger_kernel.transformers").LigerCrossEntropyLoss()
     return _with_autograd(lambda leaf: loss(leaf.clone(), target), x, work)
 
 
 def _quack(case: Case, x: Any, target: Any, work: str) -> Callable[[], Any]:
+    if case.loss == "softmax":
+        softmax = _needs("quack.softmax").softmax
+        return lambda: softmax(x)
+    _only_cross_entropy(case)
     cross_entropy = _needs("quack.cross_entropy").cross_entropy
     return _with_autograd(lambda leaf: cross_entropy(leaf, target, reduction="mean"), x, work)
 
@@ -145,11 +163,20 @@ PEERS: dict[str, Setup] = {
 }
 
 
-def reference(x: Any, target: Any) -> tuple[float, Any]:
-    """(mean loss, its gradient), row by row in float64."""
+def reference(case: Case, x: Any, target: Any) -> tuple[float, Any]:
+    """(mean loss or 0, its gradient or the row function), in float64, some rows at a time."""
     import torch
+    from torch.nn import functional
 
     total, parts = 0.0, []
+    if case.loss == "softmax":
+        return 0.0, torch.cat([torch.softmax(some.double(), -1).to(x.dtype) for some in x.split(1024)])
+    if case.loss == "binary_cross_entropy_with_logits":
+        for some, t in zip(x.split(1 << 24), target.split(1 << 24)):
+            wide = some.double()
+            total += float(functional.binary_cross_entropy_with_logits(wide, t.double(), reduction="sum"))
+            parts.append(((torch.sigmoid(wide) - t) / len(x)).to(x.dtype))
+        return total / len(x), torch.cat(parts)
     for start in range(0, len(x), 1024):
         log_p = torch.log_softmax(x[start : start + 1024].double(), 1)
         labels = target[start : start + 1024, None]

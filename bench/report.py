@@ -93,7 +93,7 @@ def full(results: Results) -> str:
     """Every measured row."""
     lines = []
     for row in results["rows"]:
-        if "loss" not in row:
+        if "loss" not in row or row["test"] in ("cuda", "shapes"):  # of a device
             continue
         case = Case(row["loss"], tuple(int(n) for n in row["shape"].split("x")), row["dtype"], row.get("variant", ""))
         count = row.get("threads")
@@ -151,7 +151,7 @@ def cuda(results: Results) -> str:
     """Rows of a CUDA device, as measured."""
     lines = [
         [
-            row["shape"].replace("x", f" {TIMES} "),
+            f"{row['loss'].replace('_', '-')} {row['shape'].replace('x', f' {TIMES} ')}",
             row["dtype"],
             WORKS[row["work"]],
             row["library"],
@@ -163,7 +163,7 @@ def cuda(results: Results) -> str:
         for row in results["rows"]
         if row["test"] == "cuda"
     ]
-    head = ["cross-entropy", "dtype", "work", "library", "best", "GB/s", "of ceiling", "time ÷ nbloss's"]
+    head = ["loss and shape", "dtype", "work", "library", "best", "GB/s", "of ceiling", "time ÷ nbloss's"]
     return _table(head, lines, left=4) if lines else ""
 
 

@@ -1,4 +1,8 @@
-"""Cross-entropy on a CUDA device beside its peers; ``--device cuda`` runs this and nothing else."""
+"""Losses on a CUDA device beside their peers; ``--device cuda`` runs this and nothing else."""
+
+from __future__ import annotations
+
+import time
 
 import pytest
 
@@ -19,9 +23,11 @@ def device_ceilings():
 
 @pytest.mark.parametrize("work", [VALUE, VALUE_AND_GRAD])
 @pytest.mark.parametrize("case", peers_cuda.CASES, ids=str)
-def test_cross_entropy(case, work, quick, libraries, device_ceilings, report):
+def test_beside_peers(case, work, quick, libraries, device_ceilings, report):
+    if work not in case.works:
+        pytest.skip("has no gradient of its own")
     x, target = peers_cuda.inputs_on_device(case)
-    expected, gradient = peers_cuda.reference(x, target)
+    expected, array = peers_cuda.reference(case, x, target)
     runs, reasons = {}, []
     for name in libraries:
         try:
@@ -30,13 +36,14 @@ def test_cross_entropy(case, work, quick, libraries, device_ceilings, report):
         except Absent as reason:
             reasons.append(f"{name}: {reason}")
             continue
-        value, got = result if work == VALUE_AND_GRAD else (result, None)
-        error = abs(float(value) - expected) / expected
+        value, got = result if work == VALUE_AND_GRAD else (None, result) if case.writes(work) else (result, None)
+        error = 0.0 if value is None else abs(float(value) - expected) / expected
         if got is not None:
             import torch
 
             got = torch.from_dlpack(got)
-            error = max(error, float((got - gradient).abs().sum(dtype=torch.float64) / gradient.abs().sum()))
+            size = array.abs().sum(dtype=torch.float64)
+            error = max(error, float((got - array).abs().sum(dtype=torch.float64) / size))
         if not error <= TOLERANCE[case.dtype]:
             pytest.fail(f"{name} disagrees on {case} ({WORKS[work]}): relative error {error:.2g}", pytrace=False)
         runs[name] = run
@@ -45,8 +52,8 @@ def test_cross_entropy(case, work, quick, libraries, device_ceilings, report):
         for name, run in runs.items():
             run()
             times[name].seconds.append(peers_cuda.seconds(run))
-    writes = work == VALUE_AND_GRAD
-    moved = x.nbytes * (2 if writes else 1) + target.nbytes
+    writes = case.writes(work)
+    moved = x.nbytes * (2 if writes else 1) + (0 if target is None else target.nbytes)
     rows = [
         {
             "test": "cuda",
@@ -69,3 +76,83 @@ def test_cross_entropy(case, work, quick, libraries, device_ceilings, report):
     if "nbloss" in runs:
         return
     pytest.skip("; ".join(reasons))
+
+
+SHAPED = [
+    (peers_cuda.Case("cross_entropy", shape, dtype), work)
+    for dtype in ("float32", "bfloat16")
+    for work, shapes in (
+        (VALUE, ((32768, 256), (32768, 1024), (32768, 4096), (32768, 8192), (32768, 65536))),
+        (VALUE_AND_GRAD, ((32768, 1024), (32768, 8192), (8192, 32000), (8192, 50257), (8192, 128256))),
+    )
+    for shape in shapes
+]
+
+
+@pytest.mark.parametrize(("case", "work"), SHAPED, ids=lambda v: str(v))
+def test_shapes(case, work, quick, device_ceilings, report, monkeypatch):
+    """How each shape of kernel does on rows of so many classes: what nbloss/cuda/choices.py is set from."""
+    from nbloss.cuda import choices
+
+    x, target = peers_cuda.inputs_on_device(case)
+    moved = x.nbytes * (1 if work == VALUE else 2) + target.nbytes
+    code = "h" if case.dtype == "bfloat16" else "f"
+    runs = {}
+    for shape in choices.CANDIDATES:
+        # No more threads than the row gives work, and no more than four times over it.
+        if not shape.reach(code, False) >= case.shape[1] > shape.threads * 4 * max(shape.parts, 1):
+            continue
+        monkeypatch.setattr(choices, "forced", shape)
+        run = peers_cuda.PEERS["nbloss"](case, x, target, work)
+        run()
+        times = Timing(0.0)
+        for _ in range(5 if quick else 20):
+            times.seconds.append(peers_cuda.seconds(run))
+        runs[shape] = times
+    monkeypatch.setattr(choices, "forced", None)
+    chosen = choices.row_shape(case.shape[1], code, False)
+    ceiling = device_ceilings[work != VALUE]
+    ranking = sorted(runs, key=lambda shape: runs[shape].best)
+    lines = [
+        f"{'*' if shape == chosen else ' '} {tuple(shape)} {runs[shape].best * 1e3:.3f} ms "
+        f"{moved / runs[shape].best / ceiling:.0%}"
+        for shape in ranking
+    ]
+    rows = [
+        {"test": "shapes", "loss": case.loss, "shape": case.size, "dtype": case.dtype, "work": work}
+        | {
+            "library": str(tuple(shape)),
+            "best": runs[shape].best,
+            "share": round(moved / runs[shape].best / ceiling, 3),
+        }
+        for shape in ranking
+    ]
+    report(f"{case} {WORKS[work]}, * is the default:\n" + "\n".join(lines), rows)
+
+
+@pytest.mark.parametrize("check", [True, False], ids=["check", "no check"])
+def test_launch(check, report):
+    """Microseconds of the host for a small call, until it returns, beside torch's."""
+    import torch
+
+    import nbloss
+
+    x, target = peers_cuda.inputs_on_device(peers_cuda.Case("cross_entropy", (32, 10)))
+    calls = {
+        "nbloss": lambda: nbloss.cross_entropy(x, target, check=check),
+        "torch": lambda: torch.nn.functional.cross_entropy(x, target),
+    }
+    best = {}
+    for name, call in calls.items():
+        times = []
+        for _ in range(200):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        best[name] = min(times)
+    label = "with a check, which waits for the device" if check else "without a check"
+    rows = [
+        {"test": "launch", "work": f"check={check}", "library": name, "best": seconds} for name, seconds in best.items()
+    ]
+    report(f"a call of 32 x 10 {label}: " + ", ".join(f"{n} {s * 1e6:.1f} us" for n, s in best.items()), rows)

@@ -15,9 +15,7 @@ class RowShape(NamedTuple):
 
     threads: int  # of a block, that share a row
     height: int  # rows of a block
-    values: (
-        int  # that a thread holds in registers; half as many of float64, and half for a target with mass on every class
-    )
+    values: int  # that a thread holds in registers; see `held`
     parts: int  # blocks that hold a row together, 32 at most; 0: one block goes over it, and again for its gradient
 
     def held(self, code: str, dense: bool) -> int:
@@ -56,6 +54,17 @@ ROWS = (
 # Long rows over several blocks, each read once. Blocks that wait for each other have been simulated only: a device must
 # run them before they are anyone's default.
 UNTRIED = tuple(RowShape(256, 1, 32, parts) for parts in (4, 8, 16, 32))
+
+# What a benchmark tries: few threads that go over a row for its value alone, and blocks of other sizes.
+CANDIDATES = (
+    *ROWS,
+    *UNTRIED,
+    *(RowShape(threads, max(128 // threads, 1), 32, 0) for threads in (32, 64, 128, 512)),
+    RowShape(64, 2, 32, 1),
+    *(RowShape(512, 1, 32, parts) for parts in (2, 4, 8)),
+    RowShape(128, 1, 32, 8),
+    RowShape(1024, 1, 32, 1),
+)
 
 forced: RowShape | None = None  # by a benchmark or a test, for the rows that it reaches
 
