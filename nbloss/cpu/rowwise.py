@@ -129,6 +129,24 @@ def run(
 
 
 @inline
+def _scan_line(line, weight, classes, ignore):
+    """(labels out of range, labels that count, their weight) of labels in one dimension."""
+    bad = 0
+    kept = 0
+    for k in range(line.shape[0]):
+        label = np.int64(line[k])
+        bad += (label != ignore) & ((label < 0) | (label >= classes))
+        kept += label != ignore
+    weight_sum = 0.0
+    if weight.shape[0]:
+        for k in range(line.shape[0]):
+            label = np.int64(line[k])
+            if label != ignore and 0 <= label < classes:
+                weight_sum += weight[label]
+    return bad, kept, weight_sum
+
+
+@inline
 def _scan(labels, weight, classes, ignore):
     """(labels out of range, weight of the labels that count) of labels in two dimensions."""
     bad = 0
@@ -136,26 +154,23 @@ def _scan(labels, weight, classes, ignore):
     weight_sum = 0.0
     column = labels.shape[1] == 1
     for i in range(1 if column else labels.shape[0]):
-        line = labels[:, 0] if column else labels[i]
-        for k in range(line.shape[0]):
-            label = np.int64(line[k])
-            outside = (label < 0) | (label >= classes)
-            bad += (label != ignore) & outside
-            kept += label != ignore
-            if weight.shape[0] and label != ignore and not outside:
-                weight_sum += weight[label]
+        b, k, w = _scan_line(labels[:, 0] if column else labels[i], weight, classes, ignore)
+        bad += b
+        kept += k
+        weight_sum += w
     return float(bad), weight_sum if weight.shape[0] else float(kept)
 
 
 def _scan_driver(labels, weight, classes, ignore):
-    return _scan(labels, weight, classes, ignore)
+    bad, kept, weight_sum = _scan_line(labels, weight, classes, ignore)
+    return float(bad), weight_sum if weight.shape[0] else float(kept)
 
 
 SCAN = Kernel(
     "scan",
     _scan_driver,
     lambda t, weight: (
-        array_type(t, 2),
+        types.Array(from_dtype(np.dtype(t)), 1, "C", readonly=True),
         types.Array(from_dtype(np.dtype(weight)), 1, "C", readonly=True),
         types.int64,
         types.int64,
@@ -165,6 +180,6 @@ SCAN = Kernel(
 
 def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[float, float]:
     """What must be known of the labels before anything is written: (how many are out of range, weight of the rest)."""
-    flat = np.ascontiguousarray(labels).reshape(1, -1)
+    flat = np.ascontiguousarray(labels).reshape(-1)
     found: tuple[float, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(flat, weight, classes, ignore)
     return found
