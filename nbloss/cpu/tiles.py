@@ -137,6 +137,7 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         v = load(tile, j * lead + at, like)
         m = maximum(v, m)
         x_t = where(labelled(labels, j), v, x_t)
+    m = m + (m - m)  # NaN where infinite
     below = ties = gap = mass = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         below_block = gap_block = mass_block = zero
@@ -145,7 +146,7 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
             e = exp_difference(v, m)
             if form == GRADIENT:
                 store(tile, j * lead + at, e)
-            top = e == 1.0
+            top = v == m
             below_block = where(top, below_block, below_block + e)
             ties = where(top, ties + 1.0, ties)
             if kind == PROBABILITIES or uniform != 0.0:
