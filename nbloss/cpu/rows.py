@@ -299,7 +299,7 @@ def _row(operands, mode, unit, like, scratch):
     """One row: writes what is asked for, and returns its loss."""
     x, t, q, weight, upstream, out, _ = operands
     kind, form, _, ignore, share, uniform = mode
-    row_mass, factor = scratch[4:]
+    row_mass, factor = scratch[5:]
     row = x[unit, :, 0]
     target = np.int64(-1)
     w_t = type(like)(1)

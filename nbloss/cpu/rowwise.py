@@ -19,7 +19,8 @@ from nbloss.cpu.tiles import tiles
 from nbloss.problem import Array
 
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
-WIDTH = 8  # vectors of rows in a tile
+WIDTH = 16  # vectors of rows in a tile, where rows lie side by side …
+LINED_UP = 8  # … and in a unit of work where they do not, and have a tile each
 NEAR = 1 << 18  # bytes of a tile
 
 
@@ -29,7 +30,7 @@ def _driver(chunk):
     # Absent: q is x, the others have no element. found: (labels out of range, weight of the rest), for scan.
     def driver(
         x, t, q, weight, upstream, out, loss, found,
-        kind, form, past, ignore, share, uniform, factor, scan, mean, width, like,
+        kind, form, past, ignore, share, uniform, factor, scan, mean, width, near, like,
         units, step, first_block, stop_block, part,
     ):  # fmt: skip
         mode = (kind, form, past, ignore, share, uniform)
@@ -45,10 +46,10 @@ def _driver(chunk):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
             # Room for blocks of (lanes, lanes), whatever the number of classes.
-            tile = np.empty((x.shape[1] + lanes(like)) * width * lanes(like), weight.dtype)
+            tile = np.empty((x.shape[1] + lanes(like)) * near * lanes(like), weight.dtype)
             facts = np.empty(lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
-            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, mass, scale)
+            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, near, mass, scale)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
@@ -65,7 +66,7 @@ def _signature(x, t, q):
         array_type(x, 3), array_type(t, 2), array_type(q, 3),
         types.Array(compute, 1, "C", readonly=True), array_type("f8", 2),
         array_type(x, 3, writable=True), array_type(name, 2, writable=True), types.Array(types.float64, 1, "C"),
-        types.intp, types.intp, types.intp, types.int64, compute, compute, types.float64, *[types.intp] * 3, compute,
+        types.intp, types.intp, types.intp, types.int64, compute, compute, types.float64, *[types.intp] * 4, compute,
         *[types.intp] * 4, types.Array(types.float64, 2, "C"),
     )  # fmt: skip
 
@@ -102,15 +103,16 @@ def run(
     """Run one piece of a row-wise problem; the sum of its losses."""
     outer, classes, inner = x.shape
     code, stored = weight.dtype.char, x.dtype.char
+    width = near = 0
     if normalized:
-        kernel, units, unit_elements, width = PICKS, outer * inner, 1, 0
+        kernel, units, unit_elements = PICKS, outer * inner, 1
     elif along:
-        kernel, units, unit_elements, width = ROWS, outer, classes, 0
+        kernel, units, unit_elements = ROWS, outer, classes
     else:
-        # Rows side by side in memory are done several vectors at a time, if that many fit near the core.
         step = VECTOR_BYTES // weight.itemsize
+        # Rows side by side in memory are done several vectors at a time, if that many fit near the core.
         side_by_side = x.strides[2] == x.itemsize and inner > step and classes * WIDTH * VECTOR_BYTES <= NEAR
-        width = WIDTH if side_by_side else 1
+        width, near = (WIDTH, WIDTH) if side_by_side else (LINED_UP, 1)
         lead = width * step
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     t = NO_LABELS if t is None else t
@@ -120,7 +122,8 @@ def run(
         NO_ROWS["d"] if upstream is None else upstream,
         NO_OUT[stored] if out is None else out,
         NO_ROWS[code] if loss is None else loss,
-        found, kind, form, past, ignore, 1.0 - smoothing, smoothing / classes, factor, scan, mean, width, LIKE[code],
+        found, kind, form, past, ignore, 1.0 - smoothing, smoothing / classes, factor, scan, mean,
+        width, near, LIKE[code],
     )  # fmt: skip
     return float(launch(kernel, (stored, t.dtype.char, q.dtype.char), args, units, unit_elements)[0])
 
