@@ -299,6 +299,20 @@ def write(a, i, count, value, like):
 
 
 @inline
+def read_into(values, at, a, start, stop, like):
+    """values[at:] = a[start:stop], for any stride."""
+    step = lanes(like)
+    at -= start
+    whole = start
+    if a.strides[0] == a.itemsize:
+        whole += (stop - start) // step * step
+        for k in range(start, whole, step):
+            store(values, at + k, load(a, k, like))
+    for k in range(whole, stop, step):
+        store(values, at + k, read(a, k, min(step, stop - k), 0.0, like))
+
+
+@inline
 def write_from(values, at, out, start, stop, past, like):
     """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
     step = lanes(like)

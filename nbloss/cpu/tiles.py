@@ -17,6 +17,7 @@ from nbloss.cpu.simd import (
     maximum,
     prefetch,
     read,
+    read_into,
     store,
     store_transposed,
     total,
@@ -110,8 +111,7 @@ def tiles(operands, mode, unit, like, scratch):
                 load_transposed(tile, j * step, x[i], j, low, min(step, classes - j), high - low, like)
         else:
             for j in range(classes):
-                for k in range(low, high, step):
-                    store(tile, j * lead + k - low, read(x[i, j], k, min(step, high - k), 0.0, like))
+                read_into(tile, j * lead, x[i, j], low, high, like)
         for k in range(low, high, step):
             value = _tile_column(operands, mode, like, scratch, i, k, min(step, high - k), k - low, lead)
             value_sum = add_wide(value_sum, where(first(high - k, value), value, 0.0))
