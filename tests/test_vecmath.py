@@ -7,7 +7,7 @@ from test_accuracy import DTYPES, LONG, extended, ulps
 
 from nbloss import formulas
 from nbloss.cpu import vecmath
-from nbloss.cpu.simd import lanes, read, write
+from nbloss.cpu.simd import broadcast, lanes, read, write
 
 pytestmark = pytest.mark.cpu
 
@@ -51,6 +51,33 @@ def test_errors(rng, dtype):
     x = np.concatenate([tiny, rng.random(100_000) * 10, -rng.random(100_000), -np.minimum(tiny, 0.9)]).astype(dtype)
     x = x[x > -1]
     assert ulps(over_arrays(vecmath.log1p)(x), np.log1p(x.astype(LONG))).max() < 1
+
+
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exp_difference(rng, dtype):
+    """As good as if x - m were exact, however far m is from 0, and subnormal results too."""
+
+    @njit(error_model="numpy")
+    def loop(x, m, out, like):
+        for i in range(0, x.size, lanes(like)):
+            v = read(x, i, lanes(like), 0.0, like)
+            write(out, i, lanes(like), vecmath.exp_difference(v, broadcast(m, like)), like)
+
+    deepest = 103 if dtype == np.float32 else 744
+    limit = dtype(256 if dtype == np.float32 else 2048)
+    for m in (0, 0.35, -1.7, 19.3, -88.1, np.nextafter(limit, dtype(0)), limit, -limit, 1e5, -3e30):
+        m = dtype(m)
+        x = (m - np.concatenate([rng.uniform(0, deepest, 8192), 10.0 ** rng.uniform(-9, 0, 8192)])).astype(dtype)
+        out = np.empty_like(x)
+        loop(x, m, out, dtype(0))
+        exact = np.exp(x.astype(LONG) - LONG(m))
+        assert ulps(out, exact).max() < 3
+        assert (out[x == m] == 1).all()
+        loop(np.full(lanes(m), -np.inf, dtype), m, out, m)
+        assert (out[: lanes(m)] == 0).all()
+        loop(np.full(lanes(m), np.nan, dtype), m, out, m)
+        assert np.isnan(out[: lanes(m)]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -299,24 +299,43 @@ def write(a, i, count, value, like):
 
 
 @inline
+def read_into(values, at, a, start, stop, like):
+    """values[at:] = a[start:stop], for any stride."""
+    step = lanes(like)
+    at -= start
+    whole = start
+    if a.strides[0] == a.itemsize:
+        whole += (stop - start) // step * step
+        for k in range(start, whole, step):
+            store(values, at + k, load(a, k, like))
+    for k in range(whole, stop, step):
+        store(values, at + k, read(a, k, min(step, stop - k), 0.0, like))
+
+
+@inline
 def write_from(values, at, out, start, stop, past, like):
     """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
     step = lanes(like)
-    aligned = stop
-    if past and out.strides[0] == out.itemsize:
-        first_aligned = aligned_at(out, like)
-        if first_aligned >= 0:
-            aligned = start + (first_aligned - start) % step
+    at -= start
     i = start
+    if out.strides[0] == out.itemsize:
+        aligned = aligned_at(out, like) if past else -1
+        if aligned >= 0:
+            count = min((aligned - start) % step, stop - start)
+            if count:
+                store_first(out, i, count, load_first(values, at + i, count, 0.0, like))
+                i += count
+        whole = i + (stop - i) // step * step
+        if aligned >= 0:
+            for k in range(i, whole, step):
+                stream(out, k, load(values, at + k, like))
+        else:
+            for k in range(i, whole, step):
+                store(out, k, load(values, at + k, like))
+        i = whole
     while i < stop:
         count = min(step, stop - i)
-        if i < aligned:
-            count = min(count, aligned - i)
-        value = take(values, at + i - start, count, 0.0, like)
-        if i >= aligned and count == step:
-            stream(out, i, value)
-        else:
-            write(out, i, count, value, like)
+        write(out, i, count, take(values, at + i, count, 0.0, like), like)
         i += count
 
 

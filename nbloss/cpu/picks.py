@@ -22,7 +22,7 @@ def picks(operands, mode, unit, like, scratch):
     elif label != ignore:
         w_t = weight[label] if weight.shape[0] else type(like)(1)
         if form == GRADIENT:
-            scale = upstream[i, k] if upstream.shape[0] else scratch[5]
+            scale = upstream[i, k] if upstream.shape[0] else scratch[6]
             scatter(out[i, :, k], label, 1, broadcast(-w_t * scale, like))
         else:
             x_t = gather(x[i, :, k], label, 1, like)

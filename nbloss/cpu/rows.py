@@ -43,7 +43,7 @@ from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 NEG_INF = -np.inf
 SHORT = 8  # chunks of a row that is short
 # Below this r, a row's loss and gradient are of the size of r, whose terms are then exp of large differences: float32
-# rounds x - m = -20 by 8 ulp of its exp. Such rows are summed once more, with the rounded part put back.
+# rounds x - m = -20 by 8 ulp of its exp. Such rows are summed once more, without that rounding.
 CONFIDENT = 1.0 / 16.0
 FETCH = 256  # vectors from a load to the one that is fetched meanwhile
 CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
@@ -143,8 +143,8 @@ def _sum_exactly(x, m, like):
     for start in range(0, n, 16 * step):
         chunk = zero
         for j in range(start, min(start + 16 * step, n), step):
-            e = exp_difference(take(x, j, min(step, n - j), NEG_INF, like), m)
-            chunk = add_wide(chunk, where(e == 1.0, 0.0, e))
+            v = take(x, j, min(step, n - j), NEG_INF, like)
+            chunk = add_wide(chunk, where(v == m, 0.0, exp_difference(v, m)))
         below = below + chunk
     return total(below)
 
@@ -299,7 +299,7 @@ def _row(operands, mode, unit, like, scratch):
     """One row: writes what is asked for, and returns its loss."""
     x, t, q, weight, upstream, out, _ = operands
     kind, form, _, ignore, share, uniform = mode
-    row_mass, factor = scratch[4:]
+    row_mass, factor = scratch[5:]
     row = x[unit, :, 0]
     target = np.int64(-1)
     w_t = type(like)(1)

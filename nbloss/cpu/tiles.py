@@ -15,7 +15,9 @@ from nbloss.cpu.simd import (
     load,
     load_transposed,
     maximum,
+    prefetch,
     read,
+    read_into,
     store,
     store_transposed,
     total,
@@ -72,7 +74,7 @@ def _row_scales(operands, scratch, i, k, count, like):
     upstream = operands[4]
     facts = scratch[1]
     if upstream.shape[0] == 0:
-        return broadcast(scratch[5], like)
+        return broadcast(scratch[6], like)
     for c in range(count):
         facts[c] = upstream[i, k + c]
     return load(facts, 0, like)
@@ -90,35 +92,37 @@ def _tile_mass_at(q, weight, mode, i, j, k, count, like):
 
 @inline
 def tiles(operands, mode, unit, like, scratch):
-    """A tile of `width` vectors of rows: writes what is asked for, and returns the sum of their losses."""
+    """`width` vectors of rows, `near` of them at once: writes what is asked for, returns the sum of their losses."""
     x, _, _, _, _, out, _ = operands
     _, form, past, _, _, _ = mode
-    tile, _, _, width, _, _ = scratch
+    tile, _, _, width, near, _, _ = scratch
     classes = x.shape[1]
     step = lanes(like)
-    lead = width * step  # the tile is (classes, width, lanes)
-    per_plane = (x.shape[2] + lead - 1) // lead
+    per_plane = (x.shape[2] + width * step - 1) // (width * step)
     i = unit // per_plane
-    start = (unit - i * per_plane) * lead
-    stop = min(start + lead, x.shape[2])
-    if x.strides[1] == x.itemsize and width == 1:
-        for j in range(0, classes, step):
-            load_transposed(tile, j * step, x[i], j, start, min(step, classes - j), stop - start, like)
-    else:
-        for j in range(classes):
-            for k in range(start, stop, step):
-                store(tile, j * lead + k - start, read(x[i, j], k, min(step, stop - k), 0.0, like))
-    value_sum = 0.0
-    for k in range(start, stop, step):
-        value_sum += _tile_column(operands, mode, like, scratch, i, k, min(step, stop - k), k - start, lead)
-    if form != LOSS_ONLY:
-        if out.strides[1] == out.itemsize and width == 1:
+    start = (unit - i * per_plane) * width * step
+    stop = min(start + width * step, x.shape[2])
+    lead = near * step  # the tile is (classes, near, lanes)
+    value_sum = broadcast(0.0, np.float64(0.0))
+    for low in range(start, stop, lead):
+        high = min(low + lead, stop)
+        if near == 1 and x.strides[1] == x.itemsize:
             for j in range(0, classes, step):
-                store_transposed(tile, j * step, out[i], j, start, min(step, classes - j), stop - start, like)
+                load_transposed(tile, j * step, x[i], j, low, min(step, classes - j), high - low, like)
         else:
             for j in range(classes):
-                write_from(tile, j * lead, out[i, j], start, stop, past, like)
-    return value_sum
+                read_into(tile, j * lead, x[i, j], low, high, like)
+        for k in range(low, high, step):
+            value = _tile_column(operands, mode, like, scratch, i, k, min(step, high - k), k - low, lead)
+            value_sum = add_wide(value_sum, where(first(high - k, value), value, 0.0))
+        if form != LOSS_ONLY:
+            if near == 1 and out.strides[1] == out.itemsize:
+                for j in range(0, classes, step):
+                    store_transposed(tile, j * step, out[i], j, low, min(step, classes - j), high - low, like)
+            else:
+                for j in range(classes):
+                    write_from(tile, j * lead, out[i, j], low, high, past, like)
+    return total(value_sum)
 
 
 @inline
@@ -137,15 +141,22 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         v = load(tile, j * lead + at, like)
         m = maximum(v, m)
         x_t = where(labelled(labels, j), v, x_t)
+    m = m + (m - m)  # NaN where infinite
+    # What the next tile reads is fetched meanwhile, a line for each vector of this one.
+    if lead == lanes(like) and x.strides[1] == x.itemsize:
+        ahead, ahead_step = (k + lead) * (x.strides[2] // x.itemsize), lanes(like)
+    else:
+        ahead, ahead_step = k + lead, x.strides[1] // x.itemsize
     below = ties = gap = mass = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         below_block = gap_block = mass_block = zero
         for j in range(block, min(block + 64, classes)):
             v = load(tile, j * lead + at, like)
+            prefetch(x[i, 0], ahead + j * ahead_step)
             e = exp_difference(v, m)
             if form == GRADIENT:
                 store(tile, j * lead + at, e)
-            top = e == 1.0
+            top = v == m
             below_block = where(top, below_block, below_block + e)
             ties = where(top, ties + 1.0, ties)
             if kind == PROBABILITIES or uniform != 0.0:
@@ -187,4 +198,4 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         value = where(idle, fixed, row_loss(kept, m, x_t, gap, mass, log_norm))
     if loss.shape[1]:
         write(loss[i], k, count, value, like)
-    return total(add_wide(broadcast(0.0, np.float64(0.0)), where(first(count, value), value, 0.0)))
+    return value

@@ -27,21 +27,30 @@ def store_transposed(tile, at, x, j, k, classes, rows, like):
 
 
 def _transpose(builder, vectors):
-    """Swap blocks of half the size, a quarter, … between vectors: log2(n) shuffles each."""
+    """The vectors of a square block's columns, from those of its rows, by shuffles that take one operation each."""
     n = len(vectors)
-    i32 = ir.IntType(32)
-    size = n // 2
-    while size:
-        low = [lane if not lane & size else lane - size + n for lane in range(n)]
-        high = [lane + size if not lane & size else lane + n for lane in range(n)]
-        for i in range(n):
-            if not i & size:
-                a, b = vectors[i], vectors[i + size]
-                for index, lanes_of in ((i, low), (i + size, high)):
-                    mask = ir.Constant(ir.VectorType(i32, n), lanes_of)
-                    vectors[index] = builder.shuffle_vector(a, b, mask)
-        size //= 2
-    return vectors
+    near = n // 4  # lanes of a register's quarter, which most shuffles do not leave
+    quarters = range(0, n, near)
+
+    def rounds(vectors, count, first, second, paired):
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), n), lanes_of) for lanes_of in (first, second)]
+        for _ in range(count):
+            vectors = paired(vectors, lambda a, b: [builder.shuffle_vector(a, b, mask) for mask in masks])
+        return vectors
+
+    def halves(v, pair):  # of one with the other, results side by side
+        return [w for a, b in zip(v[: len(v) // 2], v[len(v) // 2 :]) for w in pair(a, b)]
+
+    def neighbours(v, pair):  # first results before second ones
+        return [w for half in zip(*(pair(a, b) for a, b in zip(v[::2], v[1::2]))) for w in half]
+
+    low, high = (
+        [k + i // 2 + n * (i % 2) for k in quarters for i in range(start, start + near)] for start in (0, near)
+    )
+    even, odd = ([k + i for k in (s, s + n // 2, s + n, s + n + n // 2) for i in range(near)] for s in (0, near))
+    squares = [rounds(vectors[k : k + near], near.bit_length() - 1, low, high, halves) for k in quarters]
+    columns = [rounds(list(group), 2, even, odd, neighbours) for group in zip(*squares)]
+    return [vector for group in zip(*columns) for vector in group]
 
 
 class _Block:

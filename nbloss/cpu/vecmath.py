@@ -2,10 +2,11 @@
 
 Reductions and the shape of log follow Cody and Waite and fdlibm (`e_log.c`, `s_log1p.c`); the polynomials are
 minimax fits of relative error (Remez), their error given beside them in units of half an ulp of 1.
-Measured errors: exp 0.8 ulp, log and log1p 1.0 ulp (tests/test_vecmath.py).
+Measured errors: exp 0.8 ulp, exp_difference 2.5 ulp, log and log1p 1.0 ulp (tests/test_vecmath.py).
 """
 
 from nbloss.cpu.simd import (
+    absolute,
     exponent_of,
     fma,
     fraction_of,
@@ -17,7 +18,7 @@ from nbloss.cpu.simd import (
 )
 
 INF = float("inf")
-LOG2E = 1.4426950408889634
+LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 # ln 2 in two parts, the first short enough that n·LN2_HIGH is exact for every exponent n.
 LN2_HIGH_32, LN2_LOW_32 = 0.693359375, -2.12194440054690581e-4
 LN2_HIGH_64, LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -26,18 +27,14 @@ ROUND_32, ROUND_64 = 1.5 * 2.0**23 + 127.0, 1.5 * 2.0**52 + 1023.0
 
 
 @inline
-def _exp_reduced(x, round_to):
-    """(exp(x - n ln 2), n + round_to) with n the integer nearest to x / ln 2."""
-    shifted = fma(x, LOG2E, round_to)
-    n = shifted - round_to
-    if is_single(x):
-        r = fma(n, -LN2_LOW_32, fma(n, -LN2_HIGH_32, x))
+def _exp_unit(r):
+    """exp(r) for |r| <= ln 2 / 2."""
+    if is_single(r):
         y = fma(r, 0.0013814628342314945881, 0.0083687167521207975126)  # 0.05
         y = fma(y, r, 0.041668387611309424097)
         y = fma(y, r, 0.16666520634018811219)
         y = fma(y, r, 0.49999993448816854909)
     else:
-        r = fma(n, -LN2_LOW_64, fma(n, -LN2_HIGH_64, x))
         y = fma(r, 2.500001743608507915e-8, 2.7630241259998390052e-7)  # 0.03
         y = fma(y, r, 2.755758646440899869e-6)
         y = fma(y, r, 0.00002480149311837144033)
@@ -47,37 +44,60 @@ def _exp_reduced(x, round_to):
         y = fma(y, r, 0.04166666666653021997)
         y = fma(y, r, 0.16666666666666412591)
         y = fma(y, r, 0.5000000000000010621)
-    return fma(fma(y, r, 1.0), r, 1.0), shifted
+    return fma(fma(y, r, 1.0), r, 1.0)
+
+
+@inline
+def _reduced(x, round_to):
+    """(x - n ln 2, n + round_to) with n the integer nearest to x / ln 2."""
+    shifted = fma(x, LOG2E, round_to)
+    n = shifted - round_to
+    if is_single(x):
+        return fma(n, -LN2_LOW_32, fma(n, -LN2_HIGH_32, x)), shifted
+    return fma(n, -LN2_LOW_64, fma(n, -LN2_HIGH_64, x)), shifted
 
 
 @inline
 def exp_flush(x):
     """exp(x) for x <= 0, exactly 0 where the result would be subnormal (and at -inf); NaN stays NaN."""
     if is_single(x):
-        y, shifted = _exp_reduced(maximum(-88.02969, x), ROUND_32)  # n = -127: the power of two is 0
+        r, shifted = _reduced(maximum(-88.02969, x), ROUND_32)  # n = -127: the power of two is 0
     else:
-        y, shifted = _exp_reduced(maximum(-709.0896, x), ROUND_64)
-    return y * shifted_to_exponent(shifted)
+        r, shifted = _reduced(maximum(-709.0896, x), ROUND_64)
+    return _exp_unit(r) * shifted_to_exponent(shifted)
 
 
 @inline
 def exp(x):
     """exp(x) for x <= 0, subnormal results included; NaN stays NaN."""
+    # The lowest x has n where the power of two is 0: a product that underflows would take 60 cycles on some processors.
     if is_single(x):
-        y, shifted = _exp_reduced(maximum(-104.0, x), ROUND_32 + 64.0)
-        return y * shifted_to_exponent(shifted) * 2.0**-64
-    y, shifted = _exp_reduced(maximum(-746.0, x), ROUND_64 + 128.0)
-    return y * shifted_to_exponent(shifted) * 2.0**-128
+        r, shifted = _reduced(maximum(-191.0 * LN2, x), ROUND_32 + 64.0)
+        return _exp_unit(r) * shifted_to_exponent(shifted) * 2.0**-64
+    r, shifted = _reduced(maximum(-1151.0 * LN2, x), ROUND_64 + 128.0)
+    return _exp_unit(r) * shifted_to_exponent(shifted) * 2.0**-128
 
 
 @inline
 def exp_difference(x, m):
-    """exp(x - m) for x <= m, with what the subtraction rounds away put back (TwoSum): 8 ulp of exp(-20) in float32."""
-    d = x - m
-    rounded_m = d - x
-    lost = (x - (d - rounded_m)) - (m + rounded_m)
-    e = exp(d)
-    return fma(e, where(d > -INF, lost, 0.0), e)
+    """exp(x - m) for x <= m: 1 where they are equal, and within 2.5 ulp elsewhere.
+
+    Rounding x - m would cost 8 ulp of exp(-20) in float32. Both are reduced by themselves, x = n ln 2 + r and
+    m = k ln 2 + s: in exp(x - m) = exp(r) 2^(n - k) exp(-s), all of m moves out of a loop over x. A large m is taken
+    from both first, exactly wherever the result is not 0 (Sterbenz: x lies in [m / 2, 2 m], or is too far away).
+    """
+    c = where(absolute(m) < (256.0 if is_single(m) else 2048.0), 0.0, m)
+    if is_single(x):
+        s, shifted_k = _reduced(m - c, ROUND_32)
+        k = shifted_k - ROUND_32
+        r, shifted = _reduced(maximum((k - 191.0) * LN2, x - c), (ROUND_32 + 64.0) - k)
+        factor = _exp_unit(-s) * 2.0**-64
+    else:
+        s, shifted_k = _reduced(m - c, ROUND_64)
+        k = shifted_k - ROUND_64
+        r, shifted = _reduced(maximum((k - 1151.0) * LN2, x - c), (ROUND_64 + 128.0) - k)
+        factor = _exp_unit(-s) * 2.0**-128
+    return where(x == m, 1.0, _exp_unit(r) * shifted_to_exponent(shifted) * factor)
 
 
 @inline
