@@ -273,3 +273,19 @@ def test_gradients_against_central_differences(rng):
             step[index] = 1e-6
             slope = (loss(at + step, target, **options) - loss(at - step, target, **options)) / 2e-6
             assert gradient[index] == pytest.approx(slope, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16], ids=str)
+def test_half_precision_is_rounded_to_nearest(rng, dtype):
+    """A gradient of 16 bits is that of float32, rounded as NumPy and ml_dtypes round it, ties and NaN too."""
+    bits = rng.integers(0, 1 << 32, few(10_007, 1003), np.uint64).astype(np.uint32)
+    bits[::3] = bits[::3] & 0xFFFF0000 | 0x8000  # half-way between two of bfloat16
+    bits[1::3] = bits[1::3] & 0xFFFFE000 | 0x1000  # and of float16
+    upstream = bits.view(np.float32)
+    upstream = upstream[~(np.abs(upstream) < np.finfo(np.float32).tiny)]  # which some processors take for 0
+    upstream[np.isnan(upstream)] = np.nan  # none that signal
+    half = np.full(upstream.shape, 0.5, dtype)
+    gradient = nbloss.mse_loss.grad(half, np.zeros_like(half), grad_output=upstream, reduction="none")
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = upstream.astype(dtype)
+    np.testing.assert_array_equal(gradient.astype(np.float32), expected.astype(np.float32))
