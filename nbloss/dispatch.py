@@ -80,7 +80,7 @@ def solve(
     if key is not None and not hopeless:
         _keep(key, plan, problem, given)
     if plan is not None:
-        weights = {n: a for n in ("weight", "pos_weight") if (a := getattr(problem, n, None)) is not None}
+        weights = {n: a for n in _WEIGHTS if (a := getattr(problem, n, None)) is not None}
         return plan(problem.x, problem.target, written, float(factor), **weights), written
     if isinstance(problem, Pointwise):
         return cpu.pointwise(problem, value, written, in_place, factor), written
@@ -116,6 +116,7 @@ def _cuda() -> Any:
 _plans: dict[Key | None, Callable[..., Any] | None] = {}
 _MOST_PLANS = 256
 _PLAIN = {str, int, float, bool, type(None)}
+_WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
 
 
 def key_of(entry: str, x: Any, target: Any, out: Any, options: dict[str, Any]) -> Key | None:
@@ -134,7 +135,7 @@ def key_of(entry: str, x: Any, target: Any, out: Any, options: dict[str, Any]) -
         rest = (out is x, out.dtype, out.shape, out.strides)
     for name, value in options.items():
         kind = type(value)
-        if kind is np.ndarray:
+        if kind is np.ndarray and name in _WEIGHTS:
             if out is not None and _are_near(out, value):
                 return None
             value = (value.dtype, value.shape, value.strides)
@@ -172,11 +173,13 @@ def _keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwis
     x, target, options = given
     if problem.x is not x or problem.target is not target or problems.has_weighted_mean(problem):
         return
-    for name in ("weight", "pos_weight"):
+    for name in _WEIGHTS:
         weight = options.get(name)
         if type(weight) is np.ndarray:
             if not problems.begin_together(weight, getattr(problem, name)):
                 return
+        elif weight == 0:  # 0.0 and -0.0 would share a key
+            return
         elif weight is not None and plan is not None:
             plan = functools.partial(plan, **{name: getattr(problem, name)})
     if len(_plans) >= _MOST_PLANS:
@@ -222,7 +225,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
             stream = kwargs.get("stream")
             args = arrived(names, args, stream)
             grad_output, out = arrived(["grad_output", "out"], [grad_output, out], stream)
-            arrays = {n: v for n, v in kwargs.items() if n in (*names, "weight", "pos_weight")}
+            arrays = {n: v for n, v in kwargs.items() if n in (*names, *_WEIGHTS)}
             kwargs |= dict(zip(arrays, arrived(arrays, arrays.values(), stream)))
         problem = cast("Callable[..., Pointwise | Rowwise]", define)(*args, **kwargs)
         given = (*args, kwargs)

@@ -158,7 +158,7 @@ def _as_labels(array: Array) -> Array:
         device_labels: Array = array
         return device_labels
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # compared as int64: no huge label may wrap around
-        clipped: Array = np.minimum(array, np.uint64(2**63 - 1)).astype(np.int64)
+        clipped: Array = np.asarray(np.minimum(array, np.uint64(2**63 - 1)), np.int64)
         return clipped
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 

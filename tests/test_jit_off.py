@@ -59,3 +59,20 @@ def test_pointwise(rng, name):
         close(loss, expected[0])
         close(gradient, expected[1])
     assert np.isfinite(getattr(nbloss, name)(x.astype(np.float32), t))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_dtypes(rng, dtype):
+    """Those of results, and those that kernels take arrays for where no plan is made."""
+    x, labels = rng.standard_normal((4, 3)).astype(dtype), np.array([0, 2, 1, 1])
+    for loss, target in ((nbloss.cross_entropy, labels), (nbloss.nll_loss, labels), (nbloss.mse_loss, -x)):
+        assert loss(x, target).dtype == np.float32
+        doubled = loss.grad(x, target, grad_output=np.full(target.shape, 2.0), reduction="none")
+        np.testing.assert_array_equal(doubled, 2 * loss.grad(x, target, reduction="none"))
+    assert nbloss.nll_loss(x, labels, weight=np.ones(3)).dtype == np.float32
+
+
+def test_all_rows_ignored():
+    loss, gradient = nbloss.cross_entropy.value_and_grad(np.zeros((2, 3)), np.full(2, -100))
+    assert np.isnan(loss)
+    assert not gradient.any()

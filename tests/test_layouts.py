@@ -118,6 +118,9 @@ def test_label_dtypes(rng, dtype, shape):
     expected = nbloss.cross_entropy(x, labels, reduction="none")
     np.testing.assert_array_equal(nbloss.cross_entropy(x, labels.astype(dtype), reduction="none"), expected)
     np.testing.assert_array_equal(nbloss.nll_loss(x, labels.astype(dtype)), nbloss.nll_loss(x, labels))
+    one = np.array(1, dtype)
+    np.testing.assert_array_equal(nbloss.cross_entropy(x[0], one), nbloss.cross_entropy(x[0], 1))
+    np.testing.assert_array_equal(nbloss.nll_loss(x[0], one), nbloss.nll_loss(x[0], 1))
 
 
 def test_memory_mapped(rng, tmp_path):

@@ -132,6 +132,34 @@ def test_what_is_like_an_option_but_is_none(rng):
         nbloss.mse_loss(x, x, reduction="means")
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("softmax", "axis", (0, 1)),
+        ("logsumexp", "axis", (1, 0)),
+        ("cross_entropy", "axis", (0, 1)),
+        ("cross_entropy", "ignore_index", (1, 2)),
+        ("cross_entropy", "label_smoothing", (0.1, 0.2)),
+        ("nll_loss", "check", (True, False)),
+        ("mse_loss", "reduction", ("sum", "mean")),
+    ],
+)
+def test_options_that_are_arrays(rng, name, option, values):
+    """A key would know their shape, not their value."""
+    x = rng.random((4, 4))
+    target = [] if "soft" in name or "sum" in name else [x + 1 if name == "mse_loss" else np.arange(4)]
+    for value in (*values, *values):
+        expected = getattr(nbloss, name)(x, *target, **{option: value})
+        np.testing.assert_array_equal(getattr(nbloss, name)(x, *target, **{option: np.array(value)}), expected)
+
+
+def test_the_sign_of_a_weight_of_zero(rng):
+    x, target = rng.random((2, 5)) + [[1], [0]]
+    for weight in (0.0, -0.0, 0.0):
+        signs = np.signbit(nbloss.mse_loss.grad(x, target, weight=weight, reduction="sum"))
+        assert (signs == np.signbit(weight)).all()
+
+
 def test_outs_that_are_like_a_good_one(rng):
     x, target, _ = arguments(rng, "mse_loss", {}, "float32")
     good = np.empty_like(x)

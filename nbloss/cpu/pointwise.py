@@ -137,7 +137,7 @@ def _driver(formula):
         for k in range(part.shape[0]):
             value_sum += part[k, 0]
             faults += part[k, 1]
-        return value_sum, faults
+        return float(value_sum), faults
 
     return driver
 

@@ -43,7 +43,7 @@ def _driver(chunk):
             bad, divisor = _scan(t, weight, x.shape[1], ignore)
         if scan == CHECKED and bad > 0:
             stop_block = first_block
-        scale = factor / divisor if mean else factor
+        scale = np.float64(factor) / divisor if mean else factor
         mass = 0.0
         if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
             mass = dense_mass(q[0, :, 0], weight, mode, x.shape[1], like)
@@ -64,7 +64,7 @@ def _driver(chunk):
         total = 0.0
         for k in range(part.size):
             total += part[k]
-        return total, bad, divisor
+        return float(total), bad, divisor  # not a NumPy scalar where this runs as Python
 
     return driver
 
@@ -174,7 +174,7 @@ def _scan(labels, weight, classes, ignore):
             kept += label != ignore
             if weight.shape[0] and label != ignore and not outside:
                 weight_sum += weight[label]
-    return float(bad), weight_sum if weight.shape[0] else float(kept)
+    return float(bad), float(weight_sum if weight.shape[0] else kept)
 
 
 def can_scan(labels: Array) -> bool:

@@ -61,12 +61,12 @@ def _stored(array: Array) -> Array:
 
 def _target(out: Array) -> Array:
     """The memory that kernels write for `out`: its own, or a stand-in where its byte order is not the machine's."""
-    return _stored(out if out.dtype.isnative else np.empty(out.shape, out.dtype.newbyteorder("=")))
+    return out if out.dtype.isnative else np.empty(out.shape, out.dtype.newbyteorder("="))
 
 
 def _deliver(out: Array, written: Array) -> None:
     if not out.dtype.isnative:
-        out[...] = written.view(out.dtype.newbyteorder("="))
+        out[...] = written
 
 
 def _reduced(total: float, count: float, dtype: np.dtype[Any]) -> Any:
