@@ -389,6 +389,25 @@ def test_same_bits_every_time(rng):
     assert len(results) == 1
 
 
+@pytest.mark.parametrize("shape", choices.CANDIDATES, ids=lambda shape: "x".join(map(str, shape)))
+def test_candidates(rng, monkeypatch, shape):
+    """Whatever a benchmark tries gives the right results."""
+    if SIMULATED:
+        from nbloss.cuda import solve
+
+        monkeypatch.setattr(solve, "WARP", 32)
+        if shape.threads * max(shape.parts, 1) > 256:
+            pytest.skip("more threads than can be simulated at once")
+    monkeypatch.setattr(choices, "forced", shape)
+    classes = min(shape.reach("f", False), 40 * shape.threads) - 3
+    rows = 2 * shape.height if shape.threads <= 128 else 1
+    x, labels = rng.standard_normal((rows, classes)).astype(np.float32), rng.integers(0, classes, rows)
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+    expected = reference.cross_entropy(x, labels, reduction="none")
+    close(loss, expected[0], np.float32)
+    close(gradient, expected[1], np.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("size", ["even", "odd"])

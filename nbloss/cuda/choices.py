@@ -14,7 +14,7 @@ class RowShape(NamedTuple):
     """How a row is shared out."""
 
     threads: int  # of a block, that share a row
-    height: int  # rows of a block
+    height: int  # rows of a block, 1 if a row has more threads than a warp
     values: int  # that a thread holds in registers; see `held`
     parts: int  # blocks that hold a row together, 32 at most; 0: one block goes over it, and again for its gradient
 
@@ -59,8 +59,9 @@ UNTRIED = tuple(RowShape(256, 1, 32, parts) for parts in (4, 8, 16, 32))
 CANDIDATES = (
     *ROWS,
     *UNTRIED,
-    *(RowShape(threads, max(128 // threads, 1), 32, 0) for threads in (32, 64, 128, 512)),
-    RowShape(64, 2, 32, 1),
+    RowShape(32, 4, 32, 0),
+    *(RowShape(threads, 1, 32, 0) for threads in (64, 128, 512)),
+    RowShape(64, 1, 32, 1),
     *(RowShape(512, 1, 32, parts) for parts in (2, 4, 8)),
     RowShape(128, 1, 32, 8),
     RowShape(1024, 1, 32, 1),
