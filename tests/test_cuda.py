@@ -226,7 +226,7 @@ def test_operations_of_a_call(monkeypatch, name):
 @pytest.mark.skipif(not SIMULATED, reason="a device function runs in kernels only")
 def test_log1p_unit(rng):
     """The kernels' own log(1 + x) in float32: within 1.5 ulp, or 2 without the fused operations that a device has."""
-    from nbloss.cuda.intrinsics import log1p_unit
+    from nbloss.cuda.functions import log1p_unit
 
     x = np.concatenate([rng.random(100_000), 2.0 ** -rng.uniform(0, 140, 100_000), [0, 1]]).astype(np.float32)
     exact = np.log1p(x.astype(np.longdouble))

@@ -1,5 +1,4 @@
-"""What kernels need beyond Numba's CUDA Python: memory by address, sixteen bytes at a time, and the functions of
-nbloss.formulas in one type.
+"""What kernels need beyond Numba's CUDA Python: memory by address, sixteen bytes at a time, and single instructions.
 
 Kernels are given addresses, not arrays: an array costs 1.65 µs a launch and one compilation for each kind of layout, an
 integer neither. Each primitive is a Python function that says what it does, which is what the simulator runs; on a
@@ -20,8 +19,6 @@ import numpy as np
 from numba import cuda
 from numba.core import config
 from numba.cuda import libdevice, types
-
-from nbloss import formulas
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 VECTOR_BYTES = 16
@@ -161,7 +158,7 @@ def _shared_array(shared, shape, dtype):
 
 
 if SIMULATED:
-    exp2, reciprocal = np.exp2, np.reciprocal
+    exp2, estimated_inverse = np.exp2, np.reciprocal
     from numba.cuda.simulator import kernelapi
     from numba.np.numpy_support import as_dtype
 
@@ -323,6 +320,8 @@ def _emit_store_integer(context, builder, signature, args):
 if not SIMULATED:
     from numba.cuda.extending import intrinsic
 
+    fma = libdevice.fmaf_rn
+
     @intrinsic
     def load(typingctx, address, stored):
         return _real(stored)(types.int64, stored), _emit_load
@@ -360,11 +359,6 @@ if not SIMULATED:
     def exp2(typingctx, x):
         """2^x as the device's own instruction has it: relative error 2^-22, results below 2^-126 are 0."""
         return types.float32(types.float32), _instruction("ex2")
-
-    @intrinsic
-    def reciprocal(typingctx, x):
-        """1 / x as the device's own instruction has it: 1 ulp."""
-        return types.float32(types.float32), _instruction("rcp")
 
     @intrinsic
     def store_vector(typingctx, address, values, at, stored):
@@ -409,257 +403,9 @@ if not SIMULATED:
         return cuda.shfl_xor_sync(ALL_LANES, value, distance)
 
 
-# --- the functions of nbloss.formulas, in one type ------------------------------------------------------------
-
-
 def device_function(function):
     """A function that kernels call."""
     return function if SIMULATED else cuda.jit(device=True)(function)
-
-
-@device_function
-def where(condition, a, b):
-    return a if condition else b
-
-
-@device_function
-def maximum(a, b):
-    """The larger of a and b; b where either is NaN."""
-    return a if a > b else b
-
-
-LIBRARY = {
-    np.float32: (libdevice.expf, libdevice.logf, libdevice.log1pf, libdevice.fabsf, libdevice.fmaxf),
-    np.float64: (libdevice.exp, libdevice.log, libdevice.log1p, libdevice.fabs, libdevice.fmax),
-}
-if not SIMULATED:
-    fma = libdevice.fmaf_rn
-LOG2E, LOG2E_REST = np.float32(1.44269504), np.float32(1.92596303e-8)  # their sum is log2(e)
-# Adding this to a float32 rounds it to an integer, which it leaves in the lowest bits.
-ROUND = np.float32(1.5 * 2**23)
-BIAS, ONE, NOTHING = np.float32(127), np.float32(1), np.float32(0)
-UP = np.float32(24)  # exponentials are kept as so many binary orders more, for sums of them may be subnormal
-TWO_UP = np.float32(2**24)
-FAR = np.float32(256)  # exp(-FAR) is 0, and so is exp(x - m) for |m| >= FAR, unless x - m is exact (Sterbenz)
-
-
-# Minimax of (log(1 + x) - x) / x² on [0, 1] for the relative error of log(1 + x): 0.09 · 2^-24. Rounded, 1.1 ulp.
-A0, A1, A2 = np.float32(-0.4999993145465851), np.float32(0.33330512046813965), np.float32(-0.24958598613739014)
-A3, A4, A5 = np.float32(0.19695454835891724), np.float32(-0.15355542302131653), np.float32(0.10680769383907318)
-A6, A7, A8 = np.float32(-0.05766618624329567), np.float32(0.02020532824099064), np.float32(-0.0033186005894094706)
-
-
-@device_function
-def log1p_unit(x):
-    """log(1 + x) for 0 <= x <= 1 in float32: 10 instructions without a branch, where libdevice's takes 30."""
-    q = ((((((((A8 * x + A7) * x + A6) * x + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x) + A0
-    return x * x * q + x
-
-
-@device_function
-def inverse(x):
-    return 1 / x
-
-
-if SIMULATED:
-    estimated_inverse = inverse_unit = inverse
-else:
-
-    @cuda.jit(device=True)
-    def inverse_unit(x):
-        """1 / x for 1 <= x <= 2 in float32: an estimate and a step of Newton's, without a branch."""
-        y = estimated_inverse(x)
-        return libdevice.fmaf(y, libdevice.fmaf(-x, y, np.float32(1)), y)
-
-
-class Functions:
-    """The formulas and what they are made of, for scalars of the type that a storage type is computed in."""
-
-    def __init__(self, code):
-        real = REAL[code]
-        self.real, self.type, self._half = real, TYPE[real], code in "Hh"
-        plain = np.exp, np.log, np.log1p, np.abs, np.fmax
-        exp, log, log1p, absolute, self.larger = plain if SIMULATED else LIBRARY[real]
-        self.exp, self.log1p, self.absolute = exp, log1p, absolute
-        constants = {n: real(v) for n, v in vars(formulas).items() if isinstance(v, float)}
-        self._primitives = {
-            "exp": exp,
-            "log": log,
-            "log1p": log1p,
-            "log1p_unit": log1p_unit if real is np.float32 else log1p,
-            "inverse_unit": inverse if real is np.float64 else estimated_inverse if self._half else inverse_unit,
-            "absolute": absolute,
-            "where": where,
-            "maximum": maximum,
-            **constants,
-        }
-        self.mass_gap = self.bound(formulas.mass_gap)
-        self._primitives["mass_gap"] = self.mass_gap
-        self.row_loss = self.bound(formulas.row_loss)
-        self.target_gradient = self.bound(formulas.target_gradient)
-        self.dense_gradient = self.bound(formulas.dense_gradient)
-        self.around, self.scaled_exp = self._row_exponential()
-
-    def bound(self, formula):
-        return device_function(formulas.bind(formula, **self._primitives))
-
-    def _row_exponential(self):
-        """Two functions for a row with the maximum m: around(m), and with what that gives
-
-            scaled_exp(x, around(m)) = exp(x - m) unit
-
-        to 3 ulp for any x <= m, where unit = around(m)[2], 1 / unit = around(m)[3], and exactly unit for x = m.
-
-        No x - m is rounded: with n the integer next to x log2(e), and k that next to m log2(e), exp(x - m) is
-        2^(x log2(e) - n) 2^(n - k) over the same of m, which is unit (times 2^24). Nine instructions; NaN stays NaN.
-        """
-        if self.real is np.float64:
-            exp, lowest, nothing, one = self.exp, self.real(-math.inf), self.real(0), self.real(1)
-
-            @device_function
-            def around_wide(m):
-                return m, m, one, one
-
-            @device_function
-            def scaled_exp_wide(x, state):
-                # No instruction for 2^x here: what the subtraction rounds away is put back (TwoSum).
-                m = state[0]
-                d = x - m
-                rounded_m = d - x
-                lost = (x - (d - rounded_m)) - (m + rounded_m)
-                e = exp(d)
-                return e + e * (lost if d > lowest else nothing)
-
-            return around_wide, scaled_exp_wide
-
-        if self._half:
-            # Next to the input's own 8 or 11 bits, 8 ulp are nothing: three instructions do.
-            @device_function
-            def around_short(m):
-                unit = exp2(UP)
-                return m, m, unit, reciprocal(unit)
-
-            @device_function
-            def scaled_exp_short(x, state):
-                return exp2(fma(x - state[0], LOG2E, UP))
-
-            return around_short, scaled_exp_short
-
-        larger, absolute = self.larger, self.absolute
-
-        @device_function
-        def around(m):
-            centre = m if absolute(m) >= FAR else NOTHING
-            d = m - centre
-            k = fma(d, LOG2E, ROUND) - ROUND
-            unit = exp2(fma(d, LOG2E_REST, fma(d, LOG2E, -k))) * TWO_UP
-            return centre, (ROUND + (BIAS + UP)) - k, unit, reciprocal(unit)
-
-        @device_function
-        def scaled_exp(x, state):
-            d = x - state[0]
-            shifted = larger(fma(d, LOG2E, state[1]), ROUND)  # 2^-151 and less are 0
-            n = shifted - state[1]
-            return exp2(fma(d, LOG2E_REST, fma(d, LOG2E, -n))) * power_of_two(shifted)
-
-        return around, scaled_exp
-
-
-@device_function
-def two_sum(a, b):
-    """a + b as the rounded sum and what it rounds away (Knuth)."""
-    s = a + b
-    b_part = s - a
-    return s, (a - (s - b_part)) + (b - b_part)
-
-
-# --- whole warps and blocks -----------------------------------------------------------------------------------
-
-
-def reduction(combine, real, threads, warp, count=1):
-    """A function that combines `count` values of each of `threads` neighbouring threads, always in one order.
-
-    Up to a warp, groups of threads lie side by side in a block; more threads are a block of their own. Such a function
-    may be called at one place of a kernel only: its shared memory is not guarded against being written again.
-    """
-    width = min(threads, warp)
-    warps, bits = threads // width, width.bit_length() - 1
-    dtype = TYPE[real]
-
-    def folder(lanes):
-        @device_function
-        def fold(value):
-            distance = lanes // 2
-            while distance:
-                value = combine(value, shuffle_xor(value, distance))
-                distance //= 2
-            return value
-
-        return fold
-
-    within_warp = folder(width)
-    if warps == 1 and count == 1:
-        return within_warp
-    if warps == 1:
-        return device_function(lambda a, b: (within_warp(a), within_warp(b)))
-    across = folder(warps)
-
-    def one(value):
-        slots = cuda.shared.array(warps, dtype)
-        value = within_warp(value)
-        if (cuda.threadIdx.x & (width - 1)) == 0:
-            slots[cuda.threadIdx.x >> bits] = value
-        cuda.syncthreads()
-        return across(slots[cuda.threadIdx.x & (warps - 1)])
-
-    def two(a, b):
-        slots = cuda.shared.array((2, warps), dtype)
-        a, b = within_warp(a), within_warp(b)
-        if (cuda.threadIdx.x & (width - 1)) == 0:
-            slots[0, cuda.threadIdx.x >> bits] = a
-            slots[1, cuda.threadIdx.x >> bits] = b
-        cuda.syncthreads()
-        return across(slots[0, cuda.threadIdx.x & (warps - 1)]), across(slots[1, cuda.threadIdx.x & (warps - 1)])
-
-    return cuda.jit(device=True)(one if count == 1 else two)
-
-
-def pair_total(real, threads, warp):
-    """A function that adds the pairs (rounded sum, what was rounded away) of all threads of a block."""
-    width = min(threads, warp)
-    warps = threads // width
-    dtype = TYPE[real]
-
-    @device_function
-    def within_warp(high, low):
-        distance = width // 2
-        while distance:
-            other_low = shuffle_xor(low, distance)
-            high, lost = two_sum(high, shuffle_xor(high, distance))
-            low = (low + other_low) + lost
-            distance //= 2
-        return high, low
-
-    def within_block(high, low):
-        high, low = within_warp(high, low)
-        highs = cuda.shared.array(warps, dtype)
-        lows = cuda.shared.array(warps, dtype)
-        if cuda.threadIdx.x % width == 0:
-            highs[cuda.threadIdx.x // width] = high
-            lows[cuda.threadIdx.x // width] = low
-        cuda.syncthreads()
-        high, low = highs[0], lows[0]
-        for k in range(1, warps):
-            high, lost = two_sum(high, highs[k])
-            low = (low + lows[k]) + lost
-        return high, low
-
-    return cuda.jit(device=True)(within_block)
-
-
-@device_function
-def add(a, b):
-    return a + b
 
 
 # Labels of any integer type, by the code that a kernel is given; 0 is for no labels.

@@ -3,10 +3,10 @@
 import numpy as np
 from numba import cuda
 
+from nbloss.cuda.functions import Functions
 from nbloss.cuda.intrinsics import (
     STORED,
     VECTOR_BYTES,
-    Functions,
     device_function,
     load,
     load_integer,

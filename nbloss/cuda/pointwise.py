@@ -4,20 +4,19 @@ import numpy as np
 from numba import cuda
 
 from nbloss import formulas
+from nbloss.cuda.functions import Functions, two_sum
+from nbloss.cuda.groups import pair_total
 from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
     VECTOR_BYTES,
-    Functions,
     device_function,
     load,
     load_integer,
     load_vector,
-    pair_total,
     store,
     store_integer,
     store_vector,
-    two_sum,
 )
 
 VALUE, GRADIENT = 1, 2  # what a kernel computes, added up

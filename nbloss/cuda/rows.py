@@ -4,18 +4,17 @@ import numpy as np
 from numba import cuda
 from numba.cuda import types
 
+from nbloss.cuda.functions import Functions, add
+from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
-    Functions,
-    add,
     device_function,
     is_published,
     load,
     load_integer,
     load_label,
     publish,
-    reduction,
     store,
     sync_warp,
     take_number,

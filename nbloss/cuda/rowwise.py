@@ -21,16 +21,15 @@ import math
 import numpy as np
 from numba import cuda
 
+from nbloss.cuda.functions import Functions, two_sum
 from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
-    Functions,
     device_function,
     load,
     load_integer,
     load_label,
     store,
-    two_sum,
 )
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 

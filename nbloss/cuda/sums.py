@@ -16,15 +16,15 @@ a factor of its gradient.
 import numpy as np
 from numba import cuda
 
+from nbloss.cuda.functions import add
+from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
-    add,
     device_function,
     load,
     load_integer,
     load_label,
-    reduction,
     store,
     store_integer,
 )
