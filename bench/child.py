@@ -36,7 +36,9 @@ def first_call(library: str) -> dict[str, float]:
 
 
 def peak_memory(library: str) -> dict[str, float]:
-    small = Case(MEMORY.loss, (1024, *MEMORY.shape[1:]))  # large enough for several threads, as the one that is measured
+    small = Case(
+        MEMORY.loss, (1024, *MEMORY.shape[1:])
+    )  # large enough for several threads, as the one that is measured
     warm = peers.set_up(library, small, inputs_of(small), VALUE_AND_GRAD).run
     warm()
     data = inputs_of(MEMORY)

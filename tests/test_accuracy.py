@@ -57,6 +57,18 @@ def test_cross_entropy_rows(rng, dtype, scale, limit, rows, classes):
     assert ulps(across, expected).max() <= limit
 
 
+@pytest.mark.parametrize("classes", [3, 90])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("power", [-110, 100])
+def test_gradients_of_any_size(rng, power, axis, classes):
+    """A factor scales the gradient exactly, next to the largest and the smallest numbers too."""
+    x, labels = rng.standard_normal((2, classes)).astype(np.float32), [0, 1]
+    gradient = nbloss.cross_entropy.grad(x, labels, reduction="sum")
+    moved = np.ascontiguousarray(np.moveaxis(x, 1, axis))
+    scaled = nbloss.cross_entropy.grad(moved, labels, 2.0**power, reduction="sum", axis=axis)
+    np.testing.assert_allclose(np.moveaxis(scaled, axis, 1) * np.float64(2.0**-power), gradient, rtol=2e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("confidence", [1, 5, 17, 30, 80])
 @pytest.mark.parametrize("others", [1, 400])

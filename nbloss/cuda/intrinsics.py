@@ -72,11 +72,15 @@ def load_vector(address, values, at, stored):
 
 
 def load_vector_if(condition, address, values, at, stored):
-    """`load_vector` where the condition holds, else -inf; no branch, so that loads follow each other."""
+    """`load_vector` where the condition holds, else -inf, but for `unpack`: no branch, so that loads come in a row."""
     if condition:
         load_vector(address, values, at, stored)
     else:
         values[at : at + VECTOR_BYTES // stored.itemsize] = -math.inf
+
+
+def unpack(values, at, stored):
+    """What is left to do of `load_vector_if` once other loads are under way: 16 bits to float32."""
 
 
 def store_vector(address, values, at, stored):
@@ -259,14 +263,23 @@ def _emit_load_vector_if(context, builder, signature, args):
     kind = ir.FunctionType(results, [I32, I64, element])
     wanted = builder.zext(condition, I32)
     loaded = builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), [wanted, address, fill])
-    for k in range(VECTOR_BYTES * 8 // dtype.bitwidth):
-        if dtype.bitwidth == 16:
-            word = builder.lshr(builder.extract_value(loaded, k // 2), I32(16 * (k % 2)))
-            value = _half_to_float(builder, dtype, builder.trunc(word, I16))
-        else:
-            value = builder.extract_value(loaded, k)
-            value = value if wide else builder.bitcast(value, FLOAT[4])
-        builder.store(value, _slot(context, builder, signature.args[2], values, at, k))
+    apart = 2 if dtype.bitwidth == 16 else 1  # a word of two elements lies in the place of the first
+    for k in range(count):
+        value = builder.extract_value(loaded, k)
+        value = value if wide else builder.bitcast(value, FLOAT[4])
+        builder.store(value, _slot(context, builder, signature.args[2], values, at, k * apart))
+    return context.get_dummy_value()
+
+
+def _emit_unpack(context, builder, signature, args):
+    values, at, _ = args
+    dtype = signature.args[2]
+    for k in range(0, VECTOR_BYTES // 2 if dtype.bitwidth == 16 else 0, 2):
+        places = [_slot(context, builder, signature.args[0], values, at, k + half) for half in (0, 1)]
+        word = builder.bitcast(builder.load(places[0]), I32)
+        for half, place in enumerate(places):
+            bits = builder.trunc(builder.lshr(word, I32(16 * half)), I16)
+            builder.store(_half_to_float(builder, dtype, bits), place)
     return context.get_dummy_value()
 
 
@@ -337,6 +350,10 @@ if not SIMULATED:
     @intrinsic
     def load_vector_if(typingctx, condition, address, values, at, stored):
         return types.void(types.boolean, types.int64, values, types.int64, stored), _emit_load_vector_if
+
+    @intrinsic
+    def unpack(typingctx, values, at, stored):
+        return types.void(values, types.int64, stored), _emit_unpack
 
     @intrinsic
     def power_of_two(typingctx, shifted):

@@ -14,6 +14,7 @@ from nbloss.cuda.intrinsics import (
     load_vector_if,
     store,
     store_vector,
+    unpack,
 )
 from nbloss.cuda.rowwise import NAN, ZERO, Row
 from nbloss.problem import LOSS_ONLY
@@ -42,6 +43,8 @@ def planes(code, mass_code, form, dense, wide):
                 load_vector_if(j + d < classes, address + (j + d) * x_class, v, d * lanes, stored)
             else:
                 v[d] = load(address + (j + d) * x_class, stored) if j + d < classes else lowest
+        for d in range(depth if wide else 0):
+            unpack(v, d * lanes, stored)
 
     def kernel(logits, target, mass, result, upstream, share, uniform, scale):
         x, x_outer, x_class, x_inner, outer, classes, inner = logits

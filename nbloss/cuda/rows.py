@@ -141,8 +141,6 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         address = x + i * x_outer
         begin = number % pieces * span + thread * lanes
         spans = 1 if whole else (classes + span - 1) // span
-        # below: the sum of exp(x - m) over classes below m, ties: the number of those at it. A row that a block holds
-        # finds m first; else each thread goes by its own.
         # below: the sum of exp(x - m) over classes below m, ties: the number of those at it. The threads of a row that
         # lies in registers find m first; those of another go by their own until the end.
         v = cuda.local.array(values, dtype)
@@ -234,7 +232,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                     fetch(v, address, start, reach)
                 if keeps:
                     for k in range(values):
-                        v[k] *= slope * unit
+                        v[k] = v[k] * unit * slope  # slope * unit may be subnormal
                 else:
                     for k in range(values):
                         j = start + k // lanes * apart + k % lanes

@@ -84,7 +84,7 @@ class Row:
                 return (x - m) - log_norm
             e = scaled_exp(x, state)
             if not dense:
-                return slope * state[3] * e
+                return e * state[3] * slope
             e = one if e == state[2] else e * state[3]
             mass = mass_at(j, q, q_class, weight, share, uniform)
             if q != 0:

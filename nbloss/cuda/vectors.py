@@ -20,6 +20,7 @@ from nbloss.cuda.intrinsics import (
     load_vector_if,
     store,
     store_vector,
+    unpack,
 )
 
 
@@ -72,6 +73,8 @@ def row_access(code, threads, values, even, lowest, warp):
         for u in range(vectors):
             wide = u * apart + lanes - past <= left and (inside or u > 0)
             load_vector_if(wide, at + u * apart * size, v, u * lanes, stored)
+        for u in range(vectors):
+            unpack(v, u * lanes, stored)
         # The ends of a row apart, so that nothing stands between the loads above.
         for u in range(0 if even else vectors):
             end = left + past - u * apart
