@@ -29,7 +29,7 @@ class RowShape(NamedTuple):
         """
         block = self.threads * self.height
         together = (256, 512, 512) if capability < (9, 0) else (512, 768, 1024)
-        least = together[even + (self.parts > 0)]
+        least = together[even + (self.parts == 1)]
         return block, 1 if dense or code == "d" else max(least // block, 1)
 
     def serves(self, code: str, dense: bool) -> bool:
