@@ -70,6 +70,7 @@ class Rowwise:
         return self.probabilities if self.labels is None else self.labels
 
 
+CODES = {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}  # what kernels are told of a dtype
 WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
 
 
@@ -87,6 +88,11 @@ def has_weighted_mean(problem: Pointwise | Rowwise) -> bool:
 
 FLOAT32, FLOAT64 = np.dtype("f4"), np.dtype("f8")
 NATIVE = {np.dtype("f2"), FLOAT32, FLOAT64}
+
+
+def reads_ahead(problem: Pointwise) -> bool:
+    """Whether values out of range must be known before anything is written in place."""
+    return problem.check and problem.name == "binary_cross_entropy"
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:

@@ -19,6 +19,7 @@ from nbloss.cpu.pointwise import GRADIENT, VALUE
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.problem import (
+    CODES,
     FLOAT32,
     FLOAT64,
     LOSS_ONLY,
@@ -28,6 +29,7 @@ from nbloss.problem import (
     compute_dtype,
     divided,
     has_weighted_mean,
+    reads_ahead,
     refuse_labels,
     refuse_probabilities,
 )
@@ -49,7 +51,7 @@ def plan(problem: Pointwise | Rowwise, value: bool, form: int, out: Array | None
         return None
     if isinstance(problem, Rowwise):
         return _rowwise_plan(problem, value, form, out)
-    return None if in_place and _reads_ahead(problem) else _pointwise_plan(problem, value, out)
+    return None if in_place and reads_ahead(problem) else _pointwise_plan(problem, value, out)
 
 
 def _stored(array: Array) -> Array:
@@ -87,7 +89,7 @@ def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool
     scale = np.array(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
     written = None if out is None else _target(out)
     loss = np.empty(shape, dtype) if value and problem.reduction == "none" else None
-    if in_place and _reads_ahead(problem):
+    if in_place and reads_ahead(problem):
         _run_pointwise(problem, 0, scale, written, None)
     total = _run_pointwise(problem, _want(value, out), scale, written, loss)
     if out is not None and written is not None:
@@ -172,11 +174,6 @@ def _count(problem: Pointwise) -> float:
 
 def _want(value: bool, out: Array | None) -> int:
     return (VALUE if value else 0) | (0 if out is None else GRADIENT)
-
-
-def _reads_ahead(problem: Pointwise) -> bool:
-    """Whether values out of range must be known before anything is written in place."""
-    return problem.check and problem.name == "binary_cross_entropy"
 
 
 # --- row-wise -------------------------------------------------------------------------------------------------
@@ -284,21 +281,20 @@ def _rowwise_calls(
 
 # --- compiling ahead ----------------------------------------------------------------------------------------
 
-_CODES = {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}
 _ROW_FUNCTIONS = ("cross_entropy", "nll_loss", "logsumexp", "log_softmax", "softmax")
 
 
 def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, Callable[[], object]]]:
     """(label, compile it) for every kernel variant that these losses use."""
     known = [*_ROW_FUNCTIONS, *pointwise_kernels.KERNELS]
-    for kind, asked, names in (("dtype", dtypes, list(_CODES)), ("loss", losses or [], known)):
+    for kind, asked, names in (("dtype", dtypes, list(CODES)), ("loss", losses or [], known)):
         for name in asked:
             if name not in names:
                 raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(names)}")
     variants: dict[tuple[object, ...], tuple[str, Callable[[], object]]] = {}
     for loss in known if losses is None else losses:
         for dtype in dtypes:
-            code = _CODES[dtype]
+            code = CODES[dtype]
             wanted: list[tuple[Kernel, tuple[str, ...]]]
             if loss in pointwise_kernels.KERNELS:
                 wanted = [(pointwise_kernels.KERNELS[loss], (code, code))]

@@ -195,6 +195,12 @@ def _half_to_float(builder, dtype, bits):
     return builder.bitcast(builder.shl(builder.zext(bits, I32), I32(16)), FLOAT[4])
 
 
+def _two_of_word(builder, dtype, word):
+    """The two elements of 16 bits in a 32-bit word, as float32."""
+    halves = (word, builder.lshr(word, I32(16)))
+    return [_half_to_float(builder, dtype, builder.trunc(half, I16)) for half in halves]
+
+
 def _two_to_word(builder, dtype, low, high):
     """Two float32 as one 32-bit word of 16-bit elements."""
     if dtype == types.int16:
@@ -234,13 +240,11 @@ def _emit_load_vector(context, builder, signature, args):
     half = dtype.bitwidth == 16
     vector = ir.VectorType(I32, 4) if half else ir.VectorType(FLOAT[dtype.bitwidth // 8], lanes)
     loaded = builder.load(_global(builder, address, vector), align=VECTOR_BYTES)
-    for k in range(lanes):
-        if half:
-            word = builder.extract_element(loaded, I32(k // 2))
-            value = _half_to_float(builder, dtype, builder.trunc(builder.lshr(word, I32(16 * (k % 2))), I16))
-        else:
-            value = builder.extract_element(loaded, I32(k))
-        builder.store(value, _slot(context, builder, signature.args[1], values, at, k))
+    elements = [builder.extract_element(loaded, I32(k)) for k in range(vector.count)]
+    if half:
+        elements = [element for word in elements for element in _two_of_word(builder, dtype, word)]
+    for k, element in enumerate(elements):
+        builder.store(element, _slot(context, builder, signature.args[1], values, at, k))
     return context.get_dummy_value()
 
 
@@ -277,9 +281,8 @@ def _emit_unpack(context, builder, signature, args):
     for k in range(0, VECTOR_BYTES // 2 if dtype.bitwidth == 16 else 0, 2):
         places = [_slot(context, builder, signature.args[0], values, at, k + half) for half in (0, 1)]
         word = builder.bitcast(builder.load(places[0]), I32)
-        for half, place in enumerate(places):
-            bits = builder.trunc(builder.lshr(word, I32(16 * half)), I16)
-            builder.store(_half_to_float(builder, dtype, bits), place)
+        for element, place in zip(_two_of_word(builder, dtype, word), places):
+            builder.store(element, place)
     return context.get_dummy_value()
 
 

@@ -30,7 +30,7 @@ def planes(code, mass_code, form, dense, wide):
     lowest, nothing, one, dtype = row.lowest, row.nothing, row.one, row.type
     around, scaled_exp, larger, log1p = f.around, f.scaled_exp, f.larger, f.log1p
     mass_gap, mass_at, weight_at = row.mass_gap, row.mass_at, row.weight_at
-    others, loss_of, at_target, entry = row.others, row.loss_of, row.at_target, row.entry
+    moved, others, loss_of, at_target, entry = row.moved, row.others, row.loss_of, row.at_target, row.entry
     lanes = VECTOR_BYTES // stored.itemsize if wide else 1
     values = max((AT_ONCE // 2 if code == "d" or not wide else AT_ONCE) // (4 if dense else 1), lanes)
     depth = values // lanes
@@ -85,7 +85,7 @@ def planes(code, mass_code, form, dense, wide):
                 state = centre[k], shift[k], unit[k], norm[k]
                 if top > m[k]:
                     state = around(top)
-                    below[k] = (below[k] + ties[k]) * (scaled_exp(m[k], state) * state[3])
+                    below[k] = moved(below[k], ties[k], m[k], state)
                     m[k], ties[k] = top, nothing
                     centre[k], shift[k], unit[k], norm[k] = state
                 plain = nothing

@@ -9,6 +9,7 @@ from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
+    VECTOR_BYTES,
     device_function,
     is_published,
     load,
@@ -38,10 +39,10 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     lowest, nothing, one, dtype = row.lowest, row.nothing, row.one, row.type
     around, scaled_exp, larger = f.around, f.scaled_exp, f.larger
     mass_gap, mass_at, weight_at = row.mass_gap, row.mass_at, row.weight_at
-    others, loss_of, at_target, entry = row.others, row.loss_of, row.at_target, row.entry
+    moved, others, loss_of, at_target, entry = row.moved, row.others, row.loss_of, row.at_target, row.entry
     log1p = f.log1p
     size = stored.itemsize
-    lanes = 16 // size
+    lanes = VECTOR_BYTES // size
     vectors, apart, span = values // lanes, threads * lanes, threads * values
     whole, pieces, bits = parts > 0, max(parts, 1), threads.bit_length() - 1
     keeps = whole and not dense and form != LOG_SOFTMAX  # exponentials in place of logits
@@ -114,7 +115,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         top = largest_part(m)
         if m < top:
             state = around(top)
-            below = (below + ties) * (scaled_exp(m, state) * state[3])
+            below = moved(below, ties, m, state)
             ties = nothing
         below, ties = total_parts(below, ties)
         return top, below, ties
@@ -158,7 +159,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                 top = maximum_of(v)
                 if top > m:
                     state = around(top)
-                    below = (below + ties) * (scaled_exp(m, state) * state[3])
+                    below = moved(below, ties, m, state)
                     m, ties = top, nothing
                 more, tied = sums_of(v, state, top == m)
                 below += more
@@ -178,7 +179,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
             top = largest(m)
             if m < top:
                 state = around(top)
-                below = (below + ties) * (scaled_exp(m, state) * state[3])
+                below = moved(below, ties, m, state)
                 ties = nothing
             m = top
         below, ties = totals(below, ties)

@@ -13,7 +13,7 @@ What these kernels are given, besides a few numbers, is five tuples of integers:
     mass      address of class probabilities, 0 for none; bytes along (outer, classes, inner); address of class weights
     result    address of the gradient; bytes along (outer, classes, inner); address of losses; along (outer, inner)
     upstream  address of grad_output; bytes along (outer, inner); address of one more factor; address of a count of
-              faults, on which nothing is written
+              faults, on which nothing is written; address where the parts of rows tell each other what they found
 """
 
 import math
@@ -57,6 +57,11 @@ class Row:
             return spread * weight_at(weight, j)
 
         @device_function
+        def moved(below, ties, m, state):
+            """The sum of all entries at most m, as entries below a larger maximum, of which state is `around`."""
+            return (below + ties) * (scaled_exp(m, state) * state[3])
+
+        @device_function
         def others(below, ties, m):
             """r, from the sum over entries below the maximum and the number at it; NaN where m is infinite."""
             return below + (ties - one) if m > lowest and m < highest else nan
@@ -91,7 +96,7 @@ class Row:
                 return scale * dense_gradient(e, mass, a, r)
             return slope * e - scale * mass
 
-        self.weight_at, self.mass_at, self.others = weight_at, mass_at, others
+        self.weight_at, self.mass_at, self.moved, self.others = weight_at, mass_at, moved, others
         self.loss_of, self.at_target, self.entry = loss_of, at_target, entry
 
 

@@ -23,7 +23,7 @@ from nbloss.cuda.arrays import DeviceView
 from nbloss.cuda.device import Home
 from nbloss.cuda.intrinsics import LABEL_CODE, SIMULATED, VECTOR_BYTES
 from nbloss.cuda.pointwise import GRADIENT, VALUE
-from nbloss.problem import FLOAT64, LOSS_ONLY, WEIGHTED_MEAN, Array, Pointwise, Rowwise, compute_dtype, divided
+from nbloss.problem import FLOAT64, LOSS_ONLY, Array, Pointwise, Rowwise, compute_dtype, divided
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
 
@@ -41,7 +41,7 @@ BYTES = np.dtype(np.uint8)
 
 @cache
 def _code(dtype: np.dtype[Any]) -> str:
-    return {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}[dtype.name]
+    return problems.CODES[dtype.name]
 
 
 @cache
@@ -183,8 +183,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     x: View = problem.x
     home = x.home
     dtype = compute_dtype(x.dtype)
-    checked = problem.check and problem.name == "binary_cross_entropy"
-    weighted = problem.reduction == "mean" and problem.weight is not None and problem.name in WEIGHTED_MEAN
+    checked, weighted = problems.reads_ahead(problem), problems.has_weighted_mean(problem)
     count = float(x.size) if problem.reduction == "mean" else 1.0
     loss = home.empty(x.shape, dtype) if value and problem.reduction == "none" else None
     if not x.size:
@@ -367,13 +366,11 @@ def _run_rowwise(
             arrays = dict(zip(per_class, spread)) | dict(zip(per_row, rows))
             outer, _, inner = arrays["x"].shape
             exchange: View = None
+            numbers = (scale,) if problem.normalized else (share, uniform, scale)
             if problem.normalized:
-                arguments = _arguments(problem, arrays, factor_at, faults, None)
                 kernel = _compiled(rowwise_kernels.picks, code, stage)
-                blocks = -(-outer * inner // PLANE_THREADS)
-                home.launch(kernel, blocks, PLANE_THREADS, *arguments, scale)
-                continue
-            if along:
+                blocks, threads = -(-outer * inner // PLANE_THREADS), PLANE_THREADS
+            elif along:
                 shape = choices.row_shape(classes, code, dense)
                 threads, height, _, parts = shape
                 held = shape.held(code, dense)
@@ -389,7 +386,7 @@ def _run_rowwise(
                 lanes = VECTOR_BYTES // x.dtype.itemsize if wide else 1
                 blocks, threads = -(-outer * inner // (lanes * PLANE_THREADS)), PLANE_THREADS
             arguments = _arguments(problem, arrays, factor_at, faults, exchange)
-            home.launch(kernel, blocks, threads, *arguments, share, uniform, scale)
+            home.launch(kernel, blocks, threads, *arguments, *numbers)
 
 
 def _arguments(
