@@ -19,6 +19,7 @@ from nbloss.cpu.arithmetic import (
     nothing,
 )
 from nbloss.cpu.parts import inline
+from nbloss.half import decoded, encoded
 
 LLVM_BEFORE_22 = llvm.llvm_version_info < (22,)
 ROUNDS_TO_BFLOAT16 = (
@@ -41,11 +42,19 @@ def borrowed(a):
 
 
 @compiled_raw(borrowed, lambda a: a)
-def _(context, builder, sig, args):
+def _without_owner(context, builder, sig, args):
     array = context.make_array(sig.args[0])(context, builder, args[0])
     array.meminfo = ir.Constant(array.meminfo.type, None)
     array.parent = ir.Constant(array.parent.type, None)
     return array._getvalue()
+
+
+def side_by_side(a):
+    """A one-dimensional array whose elements lie side by side, and are known to; borrowed."""
+    return a
+
+
+compiled_raw(side_by_side, lambda a: types.Array(a.dtype, 1, "C", readonly=not a.mutable))(_without_owner)
 
 
 def storage(a):
@@ -96,27 +105,6 @@ def encode(builder, dtype, value):
         quiet = builder.or_(bits, _const(it, 0x400000))
         bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
         return builder.trunc(builder.lshr(bits, _const(it, 16)), ir.VectorType(ir.IntType(16), vt.count))
-    return value
-
-
-def decoded(raw):
-    """Stored values as floats (NumPy meaning of what `load` does)."""
-    if raw.dtype == np.uint16:
-        return raw.view(np.float16).astype(np.float32)
-    if raw.dtype == np.int16:
-        return (raw.astype(np.int32) << 16).view(np.float32)
-    return raw.copy()
-
-
-def encoded(value, dtype):
-    """Floats as they are stored (NumPy meaning of what `store` does)."""
-    if dtype == np.uint16:
-        with np.errstate(over="ignore"):
-            return value.astype(np.float16).view(np.uint16)
-    if dtype == np.int16:
-        bits = value.view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
-        return np.where(np.isnan(value), (bits | 0x400000) >> 16, rounded).astype(np.uint16).view(np.int16)
     return value
 
 

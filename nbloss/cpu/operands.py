@@ -78,16 +78,3 @@ def _(context, builder, sig, args):
         )
         arrays.append(array._getvalue())
     return context.make_tuple(builder, sig.return_type, arrays)
-
-
-def side_by_side(a):
-    """A one-dimensional array whose elements lie side by side, and are known to; borrowed."""
-    return a
-
-
-@compiled_raw(side_by_side, lambda a: types.Array(a.dtype, 1, "C", readonly=not a.mutable))
-def _(context, builder, sig, args):
-    array = context.make_array(sig.args[0])(context, builder, args[0])
-    array.meminfo = ir.Constant(array.meminfo.type, None)
-    array.parent = ir.Constant(array.parent.type, None)
-    return array._getvalue()

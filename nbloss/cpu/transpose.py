@@ -5,7 +5,8 @@ import numpy as np
 from numba.core.typing.templates import signature
 
 from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, lane_mask, lanes, llvm_vector, nothing
-from nbloss.cpu.memory import decode, decoded, encode, encoded, masked, pointer_to, storage
+from nbloss.cpu.memory import decode, encode, masked, pointer_to, storage
+from nbloss.half import decoded, encoded
 
 
 def load_transposed(tile, at, x, j, k, classes, rows, like):

@@ -20,6 +20,8 @@ from numba import cuda
 from numba.core import config
 from numba.cuda import libdevice, types
 
+from nbloss.half import decoded, encoded
+
 SIMULATED = bool(config.ENABLE_CUDASIM)
 VECTOR_BYTES = 16
 STORED = {"f": np.float32(0), "d": np.float64(0), "H": np.uint16(0), "h": np.int16(0)}
@@ -36,39 +38,25 @@ def _memory(address, count, dtype):
     return np.frombuffer((ctypes.c_char * size).from_address(int(address)), dtype)
 
 
-def _decoded(raw):
-    if raw.dtype == np.uint16:
-        return raw.view(np.float16).astype(np.float32)
-    if raw.dtype == np.int16:
-        return (raw.astype(np.int32) << 16).view(np.float32)
-    return raw.copy()
-
-
-def _encoded(values, stored):
-    values = np.asarray(values, REAL[stored.dtype.char])
-    if stored.dtype == np.uint16:
-        return values.astype(np.float16).view(np.uint16)
-    if stored.dtype == np.int16:
-        bits = values.view(np.int32).astype(np.int64)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return np.where(np.isnan(values), 0x7FFF, rounded).astype(np.uint16).view(np.int16)
-    return values
+def _write(address, values, stored):
+    values = np.array(values, REAL[stored.dtype.char])
+    _memory(address, len(values), stored.dtype)[:] = encoded(values, stored.dtype)
 
 
 def load(address, stored):
     """The element at an address, as a float."""
-    return _decoded(_memory(address, 1, stored.dtype))[0]
+    return decoded(_memory(address, 1, stored.dtype))[0]
 
 
 def store(address, value, stored):
     """Write one element."""
-    _memory(address, 1, stored.dtype)[:] = _encoded([value], stored)
+    _write(address, [value], stored)
 
 
 def load_vector(address, values, at, stored):
     """Sixteen bytes of elements, from an address that sixteen divides, into values[at], values[at + 1], …"""
-    decoded = _decoded(_memory(address, VECTOR_BYTES // stored.itemsize, stored.dtype))
-    values[at : at + len(decoded)] = decoded
+    loaded = decoded(_memory(address, VECTOR_BYTES // stored.itemsize, stored.dtype))
+    values[at : at + len(loaded)] = loaded
 
 
 def load_vector_if(condition, address, values, at, stored):
@@ -85,8 +73,7 @@ def unpack(values, at, stored):
 
 def store_vector(address, values, at, stored):
     """Write sixteen bytes of elements."""
-    lanes = VECTOR_BYTES // stored.itemsize
-    _memory(address, lanes, stored.dtype)[:] = _encoded(values[at : at + lanes], stored)
+    _write(address, values[at : at + VECTOR_BYTES // stored.itemsize], stored)
 
 
 def load_integer(address, example):
