@@ -223,18 +223,6 @@ def test_operations_of_a_call(monkeypatch, name):
     assert tuple(count[n] for n in ("launch", "clear", "copy_to_host")) == expected
 
 
-@pytest.mark.skipif(not SIMULATED, reason="a device function runs in kernels only")
-def test_log1p_unit(rng):
-    """The kernels' own log(1 + x) in float32: within 1.5 ulp, or 2 without the fused operations that a device has."""
-    from nbloss.cuda.functions import log1p_unit
-
-    x = np.concatenate([rng.random(100_000), 2.0 ** -rng.uniform(0, 140, 100_000), [0, 1]]).astype(np.float32)
-    exact = np.log1p(x.astype(np.longdouble))
-    error = (log1p_unit(x) - exact) / np.spacing(exact.astype(np.float32))
-    assert np.abs(error).max() < 2
-    assert np.isnan(log1p_unit(np.float32(np.nan)))
-
-
 class TestRefusals:
     def arguments(self, rng):
         return rng.standard_normal((4, 3)), np.array([0, 2, 1, 0])

@@ -43,11 +43,12 @@ def test_errors(rng, dtype):
     assert ulps(over_arrays(vecmath.exp_flush)(x[normal]), exact[normal]).max() < 1
 
     tiny = 10.0 ** rng.uniform(-44 if dtype == np.float32 else -320, 30, 100_000)
-    x = np.concatenate([tiny, rng.random(100_000), 1 + rng.normal(0, 1e-3, 50_000)]).astype(dtype)
-    x = x[x > 0]
-    assert ulps(over_arrays(vecmath.log)(x), np.log(x.astype(LONG))).max() < 1
-    unit = np.concatenate([tiny[tiny <= 1], rng.random(100_000)]).astype(dtype)
+    unit = np.concatenate([tiny[tiny <= 1], rng.random(100_000), 1 - 10.0 ** rng.uniform(-9, 0, 50_000)]).astype(dtype)
+    unit = unit[unit > 0]
+    assert ulps(over_arrays(vecmath.log_unit)(unit), np.log(unit.astype(LONG))).max() < 1
     assert ulps(over_arrays(vecmath.log1p_unit)(unit), np.log1p(unit.astype(LONG))).max() < 2
+    half = unit[unit <= 0.5]
+    assert ulps(over_arrays(vecmath.log_complement)(half), np.log1p(-half.astype(LONG))).max() < 2
     x = np.concatenate([tiny, rng.random(100_000) * 10, -rng.random(100_000), -np.minimum(tiny, 0.9)]).astype(dtype)
     x = x[x > -1]
     assert ulps(over_arrays(vecmath.log1p)(x), np.log1p(x.astype(LONG))).max() < 1
@@ -86,10 +87,23 @@ def test_edges(dtype):
     x = np.array([0, -0.0, -inf, -1e4, nan], dtype)
     np.testing.assert_array_equal(over_arrays(vecmath.exp)(x), [1, 1, 0, 0, nan])
     np.testing.assert_array_equal(over_arrays(vecmath.exp_flush)(x), [1, 1, 0, 0, nan])
-    x = np.array([0, 1, inf, -1, -inf, nan], dtype)
-    np.testing.assert_array_equal(over_arrays(vecmath.log)(x), [-inf, 0, inf, nan, nan, nan])
+    x = np.array([1, nan, 0, -0.0], dtype)
+    y = over_arrays(vecmath.log_unit)(x)
+    np.testing.assert_array_equal(y[:2], [0, nan])
+    assert (y[2:] < formulas.LOG_FLOOR).all()
+    for function in (vecmath.log1p_unit, vecmath.log_complement):
+        np.testing.assert_array_equal(over_arrays(function)(x[1:]), [nan, 0, 0])
     x = np.array([0, inf, -1, -2, -inf, nan], dtype)
     np.testing.assert_array_equal(over_arrays(vecmath.log1p)(x), [0, inf, -inf, nan, nan, nan])
+
+
+@extended
+def test_float32_polynomials(rng):
+    """Without fused operations too, which NumPy lacks."""
+    x = np.concatenate([rng.random(100_000), 2.0 ** -rng.uniform(0, 140, 100_000), [0, 1]]).astype(np.float32)
+    assert ulps(formulas.log1p_unit_single(x), np.log1p(x.astype(LONG))).max() < 2
+    x /= 2
+    assert ulps(formulas.log_complement_single(x), np.log1p(-x.astype(LONG))).max() < 2
 
 
 @pytest.mark.parametrize("name", formulas.POINTWISE)

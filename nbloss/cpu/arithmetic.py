@@ -72,14 +72,16 @@ def nothing(*args):
     return types.void
 
 
+def _in_all_lanes(builder, value, vt):
+    one = builder.insert_element(ir.Constant(vt, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vt.count), [0] * vt.count)
+    return builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
+
+
 def broadcast_value(context, builder, value, ty, vec):
     if not isinstance(ty, types.Number):
         return value
-    value = context.cast(builder, value, ty, vec.dtype)
-    vt = llvm_vector(vec)
-    one = builder.insert_element(ir.Constant(vt, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vec.lanes), [0] * vec.lanes)
-    return builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
+    return _in_all_lanes(builder, context.cast(builder, value, ty, vec.dtype), llvm_vector(vec))
 
 
 def _register(fn, result, lower, *overloads):
@@ -231,34 +233,33 @@ _ROOT_HALF = {
     23: struct.unpack("<i", struct.pack("<f", 0.5**0.5))[0],
     52: struct.unpack("<q", struct.pack("<d", 0.5**0.5))[0],
 }
+_BIAS = {23: 127, 52: 1023}
 
 
-def exponent_of(x):
-    """k, as a float, with x = 2^k·f and f in [sqrt(1/2), sqrt(2)), for a normal x > 0."""
+def exponent_of(x, offset):
+    """(k - offset, 2^-k), both as floats, with 2^-k·x in [sqrt(1/2), sqrt(2)), for a normal x > 0.
+
+    At 0, k is the one below those of normal numbers.
+    """
     shift = _mantissa_bits(x)
-    return ((_bits(x) - _ROOT_HALF[shift]) >> shift).astype(x.dtype)
+    bits = _bits(x) - (_ROOT_HALF[shift] + (offset << shift))
+    power = ((_BIAS[shift] - offset) << shift) - (bits & (-1 << shift))
+    return (bits >> shift).astype(x.dtype), power.view(x.dtype)
 
 
-@compiled(exponent_of)
-def _(builder, x):
+@compiled_raw(exponent_of, lambda x, offset: types.containers.UniTuple(x, 2))
+def _(context, builder, sig, args):
+    x, offset = args
     shift = _mantissa_bits(x.type)
-    bits = builder.sub(builder.bitcast(x, vector_of_ints(x.type)), _ints(x.type, _ROOT_HALF[shift]))
-    return builder.sitofp(builder.ashr(bits, _ints(x.type, shift)), x.type)
-
-
-def fraction_of(x):
-    """f in [sqrt(1/2), sqrt(2)) with x = 2^k·f, for a normal x > 0."""
-    shift = _mantissa_bits(x)
-    bits = _bits(x) - _ROOT_HALF[shift]
-    return ((bits & ((1 << shift) - 1)) + _ROOT_HALF[shift]).view(x.dtype)
-
-
-@compiled(fraction_of)
-def _(builder, x):
-    shift = _mantissa_bits(x.type)
-    bits = builder.sub(builder.bitcast(x, vector_of_ints(x.type)), _ints(x.type, _ROOT_HALF[shift]))
-    bits = builder.and_(bits, _ints(x.type, (1 << shift) - 1))
-    return builder.bitcast(builder.add(bits, _ints(x.type, _ROOT_HALF[shift])), x.type)
+    vt = vector_of_ints(x.type)
+    offset = context.cast(builder, offset, sig.args[1], types.int32 if shift == 23 else types.int64)
+    offset = builder.shl(offset, ir.Constant(offset.type, shift))
+    root, one = (ir.Constant(offset.type, v) for v in (_ROOT_HALF[shift], _BIAS[shift] << shift))
+    bits = builder.sub(builder.bitcast(x, vt), _in_all_lanes(builder, builder.add(root, offset), vt))
+    one = _in_all_lanes(builder, builder.sub(one, offset), vt)
+    power = builder.sub(one, builder.and_(bits, _ints(x.type, -1 << shift)))
+    k = builder.sitofp(builder.ashr(bits, _ints(x.type, shift)), x.type)
+    return context.make_tuple(builder, sig.return_type, [k, builder.bitcast(power, x.type)])
 
 
 def is_single(x):

@@ -34,10 +34,11 @@ def _inverse(x):
 
 PRIMITIVES = {
     "exp": vecmath.exp,
-    "log": vecmath.log,
-    "log1p": vecmath.log1p,
+    "log_unit": vecmath.log_unit,
+    "log_complement": vecmath.log_complement,
     "log1p_unit": vecmath.log1p_unit,
     "inverse_unit": _inverse,
+    "fma": simd.fma,
     "absolute": simd.absolute,
     "maximum": simd.maximum,
     "where": simd.where,

@@ -2,14 +2,15 @@
 
 Reductions and the shape of log follow Cody and Waite and fdlibm (`e_log.c`, `s_log1p.c`); the polynomials are
 minimax fits of relative error (Remez), their error given beside them in units of half an ulp of 1.
-Measured errors: exp 0.8 ulp, exp_difference 2.5 ulp, log and log1p 1.0 ulp (tests/test_vecmath.py).
+Measured errors: exp 0.8 ulp, exp_difference 2.5 ulp, log_unit and log1p 1.0 ulp, log1p_unit and log_complement 2 ulp
+(tests/test_vecmath.py).
 """
 
+from nbloss import formulas
 from nbloss.cpu.simd import (
     absolute,
     exponent_of,
     fma,
-    fraction_of,
     inline,
     is_single,
     maximum,
@@ -101,38 +102,57 @@ def exp_difference(x, m):
 
 
 @inline
-def _log_of_parts(k, f, correction):
-    """k ln 2 + log(1 + f) + correction, for f in [sqrt(1/2) - 1, sqrt(2) - 1]: log(1 + f) = 2 atanh(f / (2 + f))."""
-    s = f / (f + 2.0)
-    z = s * s
-    if is_single(f):
-        p = fma(z, 0.23581756698369340268, 0.28537332889435488878)  # 8e-5
-        p = fma(p, z, 0.40000334740518117737)
-        p = fma(p, z, 0.66666665647810988892)
-        high, low = LN2_HIGH_32, LN2_LOW_32
-    else:
-        p = fma(z, 0.14795813339505493216, 0.15314066387074876122)  # 0.01
-        p = fma(p, z, 0.18183563621565627862)
-        p = fma(p, z, 0.22222198588330132367)
-        p = fma(p, z, 0.28571428742226010623)
-        p = fma(p, z, 0.3999999999941545316)
-        p = fma(p, z, 0.66666666666667342933)
-        high, low = LN2_HIGH_64, LN2_LOW_64
-    return fma(k, high, f - (s * (f - z * p) - fma(k, low, correction)))
+def _log_tail(f, z):
+    """(log(1 + f) - f) / f^2 in float32, for f in [sqrt(1/2) - 1, sqrt(2) - 1], given z = f^2."""
+    p = fma(z, -0.076217770595391255346, fma(f, 0.12904433285341118448, -0.13242988328227706985))  # 0.09
+    p = fma(p, z, fma(f, 0.14181825283963038304, -0.166090825337971837))
+    p = fma(p, z, fma(f, 0.20001973914435523313, -0.25001582961366755229))
+    return fma(p, z, fma(f, 0.33333325692509412798, -0.49999988346420091851))
 
 
 @inline
-def log(x):
-    """log(x) for x >= 0: -inf at 0, subnormal arguments included; NaN for x < 0 and NaN."""
+def _log_of_parts(k, f, correction):
+    """k ln 2 + log(1 + f) + correction, for the f of _log_tail."""
+    if is_single(f):
+        z = f * f
+        return fma(k, LN2, f + fma(z, _log_tail(f, z), correction))
+    # log(1 + f) = 2 atanh(f / (2 + f))
+    s = f / (f + 2.0)
+    z = s * s
+    p = fma(z, 0.14795813339505493216, 0.15314066387074876122)  # 0.01
+    p = fma(p, z, 0.18183563621565627862)
+    p = fma(p, z, 0.22222198588330132367)
+    p = fma(p, z, 0.28571428742226010623)
+    p = fma(p, z, 0.3999999999941545316)
+    p = fma(p, z, 0.66666666666667342933)
+    return fma(k, LN2_HIGH_64, f - (s * (f - z * p) - fma(k, LN2_LOW_64, correction)))
+
+
+@inline
+def log_unit(x):
+    """log(x) for 0 <= x <= 1, but a number below -110 at 0; NaN stays NaN."""
+    # Scaled, subnormal numbers are normal; adding 0 makes 0 of -0.
     if is_single(x):
-        tiny, scale, shift = 2.0**-126, 2.0**25, 25.0
-    else:
-        tiny, scale, shift = 2.0**-1022, 2.0**54, 54.0
-    small = x < tiny
-    normal = where(small, x * scale, x)
-    k = exponent_of(normal)
-    y = _log_of_parts(where(small, k - shift, k), fraction_of(normal) - 1.0, 0.0)
-    return where(x > 0.0, where(x < INF, y, x), where(x == 0.0, -INF, _nan(x)))
+        s = fma(x, 2.0**32, 0.0)
+        k, power = exponent_of(s, 32)
+        f = fma(power, s, -1.0)
+        z = f * f
+        # No second part of ln 2: the float32 next to it is off by a 31st of an ulp.
+        return fma(k, LN2, fma(z, _log_tail(f, z), f))
+    s = fma(x, 2.0**64, 0.0)
+    k, power = exponent_of(s, 64)
+    return _log_of_parts(k, fma(power, s, -1.0), 0.0)
+
+
+@inline
+def log1p(x):
+    """log(1 + x) for x >= -1: -inf at -1; NaN for x < -1 and NaN."""
+    u = x + 1.0
+    k, power = exponent_of(u, 0)
+    lost = where(x > 1.0, 1.0 - (u - x), x - (u - 1.0)) / u  # what 1 + x rounded away
+    near = k == 0.0
+    y = _log_of_parts(k, where(near, x, fma(power, u, -1.0)), where(near, 0.0, lost))
+    return where(u > 0.0, where(x < INF, y, x), where(u == 0.0, -INF, _nan(x)))
 
 
 @inline
@@ -140,35 +160,37 @@ def _nan(x):
     return (x - x) / (x - x)
 
 
-@inline
-def log1p(x):
-    """log(1 + x) for x >= -1: -inf at -1; NaN for x < -1 and NaN."""
-    u = x + 1.0
-    k = exponent_of(u)
-    lost = where(x > 1.0, 1.0 - (u - x), x - (u - 1.0)) / u  # what 1 + x rounded away
-    near = k == 0.0
-    y = _log_of_parts(k, where(near, x, fraction_of(u) - 1.0), where(near, 0.0, lost))
-    return where(u > 0.0, where(x < INF, y, x), where(u == 0.0, -INF, _nan(x)))
+_log1p_unit_single = inline(formulas.bind(formulas.log1p_unit_single, fma=fma))
+_log_complement_single = inline(formulas.bind(formulas.log_complement_single, fma=fma))
 
 
 @inline
 def log1p_unit(x):
-    """log(1 + x) for 0 <= x <= 1, as 2 atanh(s) with s = x / (2 + x) <= 1/3."""
-    s = x / (x + 2.0)
-    z = s * s
+    """log(1 + x) for 0 <= x <= 1."""
     if is_single(x):
-        p = fma(z, 0.2428966469754892145, 0.21430710484606614506)  # 0.002
-        p = fma(p, z, 0.28616599750583603873)
-        p = fma(p, z, 0.39998888233453532525)
-        p = fma(p, z, 0.66666675501982228378)
-    else:
-        p = fma(z, 0.17009768307085365217, 0.083449639205093785993)  # 0.01
-        p = fma(p, z, 0.12104946995513829895)
-        p = fma(p, z, 0.13301121059471151733)
-        p = fma(p, z, 0.15386548422201414133)
-        p = fma(p, z, 0.18181744477388011907)
-        p = fma(p, z, 0.22222223953704984413)
-        p = fma(p, z, 0.28571428548116838418)
-        p = fma(p, z, 0.40000000000155128016)
-        p = fma(p, z, 0.66666666666666309653)
+        return _log1p_unit_single(x)
+    return _two_atanh(x / (x + 2.0))
+
+
+@inline
+def log_complement(x):
+    """log(1 - x) for 0 <= x <= 1/2."""
+    if is_single(x):
+        return _log_complement_single(x)
+    return _two_atanh(x / (x - 2.0))
+
+
+@inline
+def _two_atanh(s):
+    """2 atanh(s) in float64 for |s| <= 1/3."""
+    z = s * s
+    p = fma(z, 0.17009768307085365217, 0.083449639205093785993)  # 0.01
+    p = fma(p, z, 0.12104946995513829895)
+    p = fma(p, z, 0.13301121059471151733)
+    p = fma(p, z, 0.15386548422201414133)
+    p = fma(p, z, 0.18181744477388011907)
+    p = fma(p, z, 0.22222223953704984413)
+    p = fma(p, z, 0.28571428548116838418)
+    p = fma(p, z, 0.40000000000155128016)
+    p = fma(p, z, 0.66666666666666309653)
     return fma(s * z, p, s + s)

@@ -42,19 +42,6 @@ TWO_UP = np.float32(2**24)
 FAR = np.float32(256)  # exp(-FAR) is 0, and so is exp(x - m) for |m| >= FAR, unless x - m is exact (Sterbenz)
 
 
-# Minimax of (log(1 + x) - x) / x² on [0, 1] for the relative error of log(1 + x): 0.09 · 2^-24. Rounded, 1.1 ulp.
-A0, A1, A2 = np.float32(-0.4999993145465851), np.float32(0.33330512046813965), np.float32(-0.24958598613739014)
-A3, A4, A5 = np.float32(0.19695454835891724), np.float32(-0.15355542302131653), np.float32(0.10680769383907318)
-A6, A7, A8 = np.float32(-0.05766618624329567), np.float32(0.02020532824099064), np.float32(-0.0033186005894094706)
-
-
-@device_function
-def log1p_unit(x):
-    """log(1 + x) for 0 <= x <= 1 in float32: 10 instructions without a branch, where libdevice's takes 30."""
-    q = ((((((((A8 * x + A7) * x + A6) * x + A5) * x + A4) * x + A3) * x + A2) * x + A1) * x) + A0
-    return x * x * q + x
-
-
 @device_function
 def inverse(x):
     return 1 / x
@@ -81,16 +68,17 @@ class Functions:
         exp, log, log1p, absolute, self.larger = plain if SIMULATED else LIBRARY[real]
         self.exp, self.log1p, self.absolute = exp, log1p, absolute
         constants = {n: real(v) for n, v in vars(formulas).items() if isinstance(v, float)}
-        self._primitives = {
+        self._primitives = {"log1p": log1p, "fma": device_function(formulas.fma), **constants}
+        single = real is np.float32
+        self._primitives |= {
             "exp": exp,
-            "log": log,
-            "log1p": log1p,
-            "log1p_unit": log1p_unit if real is np.float32 else log1p,
+            "log_unit": log,
+            "log1p_unit": self.bound(formulas.log1p_unit_single) if single else log1p,
+            "log_complement": self.bound(formulas.log_complement_single if single else formulas.log_complement),
             "inverse_unit": inverse if real is np.float64 else estimated_inverse if self._half else inverse_unit,
             "absolute": absolute,
             "where": where,
             "maximum": maximum,
-            **constants,
         }
         self.mass_gap = self.bound(formulas.mass_gap)
         self._primitives["mass_gap"] = self.mass_gap
