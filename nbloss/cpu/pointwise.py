@@ -59,6 +59,12 @@ def _plain(a):
 
 
 @inline
+def _at(a, same, j, like):
+    """A whole vector of an operand from j on; `same` where it holds one value only (stride 0)."""
+    return same if a.strides[0] == 0 else load(a, j, like)
+
+
+@inline
 def _operand(a, same, j, count, like):
     """Elements j, … of an operand; `same` where it holds one value only (stride 0)."""
     return same if a.strides[0] == 0 else read(a, j, count, 0.5, like)
@@ -68,6 +74,19 @@ def _driver(formula):
     loss_and_gradient = inline(formulas.bind(formula, **PRIMITIVES))
 
     @inline
+    def deliver(computed, w, upstream, same_u, gradient, loss, want, j, value_sum, faults, like):
+        value, slope, outside = computed
+        faults = where(outside, faults + 1.0, faults)
+        if want & VALUE:
+            value = value * w
+            if loss.shape[0]:
+                store(loss, j, value)
+            value_sum = add_wide(value_sum, value)
+        if want & GRADIENT:
+            store(gradient, j, slope * (w * _at(upstream, same_u, j, like)))
+        return value_sum, faults
+
+    @inline
     def segment(x, t, weight, pos_weight, upstream, gradient, loss, want, start, stop, like):
         step = lanes(like)
         same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
@@ -75,24 +94,20 @@ def _driver(formula):
         value_sum = broadcast(0.0, np.float64(0.0))
         faults = broadcast(0.0, like)
         # Whole vectors side by side in memory first, then whatever is left, and arrays of any stride: the same text
-        # twice, because masks and strided access in the first loop would make it 3 times slower.
+        # twice, because masks and strided access in the first loop would make it 3 times slower. Two vectors at a time
+        # share the constants, which registers do not hold: up to 7% less time in float32, 13% in 16 bits.
         whole = start
         side_by_side = _side_by_side(x) and _side_by_side(t) and _side_by_side(gradient) and _side_by_side(loss)
         if side_by_side and _plain(weight) and _plain(pos_weight) and _plain(upstream):
-            whole = start + (stop - start) // step * step
-        for j in range(start, whole, step):
-            w = same_w if weight.strides[0] == 0 else load(weight, j, like)
-            p = same_p if pos_weight.strides[0] == 0 else load(pos_weight, j, like)
-            value, slope, outside = loss_and_gradient(load(x, j, like), load(t, j, like), p)
-            faults = where(outside, faults + 1.0, faults)
-            if want & VALUE:
-                value = value * w
-                if loss.shape[0]:
-                    store(loss, j, value)
-                value_sum = add_wide(value_sum, value)
-            if want & GRADIENT:
-                slope = slope * (w * (same_u if upstream.strides[0] == 0 else load(upstream, j, like)))
-                store(gradient, j, slope)
+            whole = start + (stop - start) // (2 * step) * (2 * step)
+        for j in range(start, whole, 2 * step):
+            k = j + step
+            w_j, w_k = _at(weight, same_w, j, like), _at(weight, same_w, k, like)
+            p_j, p_k = _at(pos_weight, same_p, j, like), _at(pos_weight, same_p, k, like)
+            at_j = loss_and_gradient(load(x, j, like), load(t, j, like), p_j)
+            at_k = loss_and_gradient(load(x, k, like), load(t, k, like), p_k)
+            value_sum, faults = deliver(at_j, w_j, upstream, same_u, gradient, loss, want, j, value_sum, faults, like)
+            value_sum, faults = deliver(at_k, w_k, upstream, same_u, gradient, loss, want, k, value_sum, faults, like)
         for j in range(whole, stop, step):
             count = min(step, stop - j)
             w = _operand(weight, same_w, j, count, like)
