@@ -140,10 +140,15 @@ def row_loss(kept, m, x_t, gap, mass, log_norm):
     return mass_gap(kept, m, x_t) + gap + (kept + mass) * log_norm
 
 
-def target_gradient(x_t, m, r, a, slack):
-    """a p_t - q_t = a (p_t - 1) + slack, slack = a - q_t being the mass on other classes."""
-    excess = where(x_t == m, -r, (exp(x_t - m) - r) - ONE)
-    return a * (excess / (ONE + r)) + slack
+def rest_of_target(x_t, m, r):
+    """The sum of exp(x_j - m) over all classes but the target."""
+    return where(x_t == m, r, (r - exp(x_t - m)) + ONE)
+
+
+def target_gradient(rest, norm, a, slack):
+    """a p_t - q_t = slack - a (1 - p_t), with slack = a - q_t the mass on other classes, and 1 - p_t = rest / norm
+    their share in the sum of exp(x_j - m) over all classes."""
+    return slack - a * (rest / norm)
 
 
 def dense_gradient(e, q, a, r):

@@ -50,15 +50,51 @@ def assembly(kernel, width):
     return found.stdout
 
 
+def blocks_of(text):
+    """The assembly as blocks of instructions, and the blocks that may follow each."""
+    blocks, names = [[]], {}
+    for line in map(str.strip, text.splitlines()):
+        if re.fullmatch(r"\.?L\w+:", line):
+            names[line[:-1]] = len(blocks)
+            blocks.append([])
+        elif line and not line.startswith((".", "#")) and not line.endswith(":"):
+            blocks[-1].append(line)
+    following = []
+    for k, block in enumerate(blocks):
+        targets = {names[line.split()[-1]] for line in block if line.startswith("j") and line.split()[-1] in names}
+        ends = block and re.match(r"(jmp|ret)", block[-1])
+        following.append(targets if ends or k + 1 == len(blocks) else targets | {k + 1})
+    return blocks, following
+
+
 def inner_loops(text):
-    """The instructions of each loop that holds no other: from a label to the jump back to it."""
-    lines = [line.strip() for line in text.splitlines()]
-    places = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.?L\w+:", line)}
-    jumps = [(i, line.split()[-1]) for i, line in enumerate(lines) if re.match(r"j\w+\s", line)]
-    loops = [(places[label], i) for i, label in jumps if places.get(label, i) < i]
-    for first, last in loops:
-        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
-            yield [line for line in lines[first : last + 1] if line and not line.startswith((".", "#"))]
+    """The instructions of each loop that holds no other."""
+    blocks, following = blocks_of(text)
+    back, done = [], set()
+    for start in range(len(blocks)):
+        path = [(start, iter(following[start]))] if start not in done else []
+        while path:
+            done.add(path[-1][0])
+            k = next(path[-1][1], None)
+            if k is None:
+                path.pop()
+            elif any(k == open_block for open_block, _ in path):
+                back.append((path[-1][0], k))
+            elif k not in done:
+                path.append((k, iter(following[k])))
+    before = [[k for k, targets in enumerate(following) if block in targets] for block in range(len(blocks))]
+    loops = []
+    for last, head in back:
+        body, reached = {head}, [last]
+        while reached:
+            k = reached.pop()
+            if k not in body:
+                body.add(k)
+                reached += before[k]
+        loops.append((head, body))
+    for head, body in loops:
+        if not any(other in body for other, _ in loops if other != head):
+            yield [line for k in sorted(body) for line in blocks[k]]
 
 
 @pytest.mark.parametrize("width", WIDTHS)

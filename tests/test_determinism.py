@@ -45,6 +45,22 @@ def test_threads(rng, monkeypatch, dtype):
         monkeypatch.setattr(launch, "PARALLEL", parallel)
 
 
+@pytest.mark.parametrize("classes", [3, 40, 300, 5000])
+def test_rows_do_not_touch(rng, classes):
+    """A row gives the same bits alone and among others, some of them ignored or not finite."""
+    x = rng.standard_normal((21, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, 21)
+    x[3], x[4, 1], labels[[0, 7, 8, 20]] = -np.inf, np.nan, -100
+    for call in (
+        lambda x, t: nbloss.cross_entropy.value_and_grad(x, t, reduction="none"),
+        lambda x, t: (nbloss.logsumexp(x), nbloss.log_softmax(x)),
+        lambda x, t: (nbloss.softmax(x),),
+    ):
+        together = call(x, labels)
+        for i in range(21):
+            assert bits(call(x[i : i + 1], labels[i : i + 1])) == bits(r[i : i + 1] for r in together)
+
+
 @pytest.mark.parametrize("past_caches", [False, True])
 def test_alignment(rng, monkeypatch, past_caches):
     from nbloss.cpu import solve

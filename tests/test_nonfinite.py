@@ -120,6 +120,39 @@ def test_row_functions(dtype):
         assert np.isnan(log_p[1:]).all()
 
 
+@pytest.mark.parametrize("classes", [3000, 9000, 70_000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_rows_that_begin_with_minus_infinity(rng, classes, dtype):
+    """As rows of masked classes do."""
+    x = rng.standard_normal((3, classes)).astype(dtype)
+    x[:, : classes // 2] = -INF
+    x[1, : classes - 1] = -INF
+    labels = np.array([classes - 2, classes - 1, classes - 3])
+    finite = x[::2, classes // 2 :]
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+    expected, expected_gradient = nbloss.cross_entropy.value_and_grad(
+        finite, labels[::2] - classes // 2, reduction="none"
+    )
+    np.testing.assert_allclose(loss[::2].astype(float), expected.astype(float), rtol=1e-6)
+    assert loss[1] == 0
+    np.testing.assert_allclose(
+        gradient[::2, classes // 2 :].astype(float), expected_gradient.astype(float), rtol=1e-2, atol=1e-6
+    )
+    assert (gradient[:, : classes // 2] == 0).all()
+    np.testing.assert_allclose(nbloss.logsumexp(x)[1], float(x[1, -1]), rtol=1e-6)
+    np.testing.assert_allclose(float(nbloss.softmax(x)[1, -1]), 1, rtol=1.2e-7)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_of_any_payload(layout, dtype):
+    """R's missing value and the like, whose lowest bits are set."""
+    bits = np.uint32(0x7FC0_07A2) if dtype == np.float32 else np.uint64(0x7FF8_0000_0000_07A2)
+    x, at = spread(np.array([0.0, 1.0, bits.view(dtype)], dtype), layout)
+    assert np.isnan(nbloss.logsumexp(x, axis=1)[at])
+    assert np.isnan(np.moveaxis(nbloss.softmax(x, axis=1), 1, -1)[at]).all()
+
+
 def test_all_rows_ignored():
     x = np.ones((3, 4))
     loss, gradient = nbloss.cross_entropy.value_and_grad(x, [-100] * 3)

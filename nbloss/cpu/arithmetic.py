@@ -72,7 +72,7 @@ def nothing(*args):
     return types.void
 
 
-def _in_all_lanes(builder, value, vt):
+def in_all_lanes(builder, value, vt):
     one = builder.insert_element(ir.Constant(vt, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), vt.count), [0] * vt.count)
     return builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
@@ -81,7 +81,7 @@ def _in_all_lanes(builder, value, vt):
 def broadcast_value(context, builder, value, ty, vec):
     if not isinstance(ty, types.Number):
         return value
-    return _in_all_lanes(builder, context.cast(builder, value, ty, vec.dtype), llvm_vector(vec))
+    return in_all_lanes(builder, context.cast(builder, value, ty, vec.dtype), llvm_vector(vec))
 
 
 def _register(fn, result, lower, *overloads):
@@ -255,8 +255,8 @@ def _(context, builder, sig, args):
     offset = context.cast(builder, offset, sig.args[1], types.int32 if shift == 23 else types.int64)
     offset = builder.shl(offset, ir.Constant(offset.type, shift))
     root, one = (ir.Constant(offset.type, v) for v in (_ROOT_HALF[shift], _BIAS[shift] << shift))
-    bits = builder.sub(builder.bitcast(x, vt), _in_all_lanes(builder, builder.add(root, offset), vt))
-    one = _in_all_lanes(builder, builder.sub(one, offset), vt)
+    bits = builder.sub(builder.bitcast(x, vt), in_all_lanes(builder, builder.add(root, offset), vt))
+    one = in_all_lanes(builder, builder.sub(one, offset), vt)
     power = builder.sub(one, builder.and_(bits, _ints(x.type, -1 << shift)))
     k = builder.sitofp(builder.ashr(bits, _ints(x.type, shift)), x.type)
     return context.make_tuple(builder, sig.return_type, [k, builder.bitcast(power, x.type)])
@@ -295,6 +295,25 @@ def _(context, builder, sig, args):
     return broadcast_value(context, builder, args[0], sig.args[0], sig.return_type)
 
 
+def held(value, x):
+    """A constant in every lane, in a register over a whole loop.
+
+    Plain constants LLVM reads from memory at every use: rows of 1000 classes took up to 1.1 times as long.
+    """
+    return np.full_like(x, value)
+
+
+@compiled_raw(held, lambda value, x: x)
+def _(context, builder, sig, args):
+    vec = sig.return_type
+    value = context.cast(builder, args[0], sig.args[0], vec.dtype)
+    bits = ir.IntType(vec.dtype.bitwidth)
+    # No instruction, and nothing that the optimiser knows about its result.
+    asm = ir.InlineAsm(ir.FunctionType(bits, [bits]), "", "=r,0")
+    opaque = builder.call(asm, [builder.bitcast(value, bits)], attrs=("nounwind", "readnone"))
+    return broadcast_value(context, builder, builder.bitcast(opaque, value.type), vec.dtype, vec)
+
+
 def only(lane, x):
     """A mask of one lane; of none where `lane` is no lane of x."""
     return np.arange(len(x)) == lane
@@ -322,6 +341,20 @@ def first(count, x):
 
 
 compiled_raw(first, lambda count, x: Mask(x.lanes))(lane_mask("<"))
+
+
+def first_lane(mask):
+    """The first lane in which the mask holds; their number where there is none."""
+    return int(np.argmax(np.append(mask, True)))
+
+
+@compiled_raw(first_lane, lambda mask: types.intp)
+def _(context, builder, sig, args):
+    # A bit more, set above the lanes, stands for none.
+    n = sig.args[0].lanes
+    bits = builder.zext(builder.bitcast(args[0], ir.IntType(n)), ir.IntType(64))
+    bits = builder.or_(bits, ir.Constant(ir.IntType(64), 1 << n))
+    return builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
 
 
 def lane(x, k):

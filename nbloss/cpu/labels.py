@@ -4,16 +4,10 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, lanes, llvm_vector, vector_of_ints
+from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, in_all_lanes, lanes, llvm_vector, vector_of_ints
 from nbloss.cpu.memory import pointer_to
 
 IGNORED, OUTSIDE = -1, -2  # what stands for a label that is ignore_index, or no class
-
-
-def _same(builder, value, vt):
-    one = builder.insert_element(ir.Constant(vt, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vt.count), [0] * vt.count)
-    return builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
 
 
 def load_labels(t, k, classes, ignore, like):
@@ -36,8 +30,8 @@ def _(context, builder, sig, args):
         label = builder.sext(label, wide) if dtype.signed else builder.zext(label, wide)
     classes, ignore = (context.cast(builder, args[i], sig.args[i], types.int64) for i in (2, 3))
     ignored, outside = (ir.Constant(wide, [value] * vt.count) for value in (IGNORED, OUTSIDE))
-    code = builder.select(builder.icmp_unsigned("<", label, _same(builder, classes, wide)), label, outside)
-    code = builder.select(builder.icmp_signed("==", label, _same(builder, ignore, wide)), ignored, code)
+    code = builder.select(builder.icmp_unsigned("<", label, in_all_lanes(builder, classes, wide)), label, outside)
+    code = builder.select(builder.icmp_signed("==", label, in_all_lanes(builder, ignore, wide)), ignored, code)
     narrow = vector_of_ints(vt)
     return builder.bitcast(code if narrow == wide else builder.trunc(code, narrow), vt)
 
@@ -54,4 +48,19 @@ def _(context, builder, sig, args):
     j = context.cast(builder, args[1], sig.args[1], types.int64)
     if narrow.element.width < 64:
         j = builder.trunc(j, narrow.element)
-    return builder.icmp_signed("==", builder.bitcast(args[0], narrow), _same(builder, j, narrow))
+    return builder.icmp_signed("==", builder.bitcast(args[0], narrow), in_all_lanes(builder, j, narrow))
+
+
+def one_label(j, like):
+    """The label j in every lane, as `load_labels` gives it."""
+    return np.full(lanes(like), j, np.int64)
+
+
+@compiled_raw(one_label, lambda j, like: Vec(like))
+def _(context, builder, sig, args):
+    vt = llvm_vector(sig.return_type)
+    narrow = vector_of_ints(vt)
+    j = context.cast(builder, args[0], sig.args[0], types.int64)
+    if narrow.element.width < 64:
+        j = builder.trunc(j, narrow.element)
+    return builder.bitcast(in_all_lanes(builder, j, narrow), vt)

@@ -1,4 +1,4 @@
-"""One row, vectors along the classes, for rows of any length.
+"""Rows, vectors along the classes, for rows of any length.
 
 The row is read from memory once: what its second look needs is still in the cache.
 """
@@ -10,9 +10,11 @@ from nbloss.cpu.simd import (
     aligned_at,
     broadcast,
     first,
+    first_lane,
     fma,
     gather,
     inline,
+    is_single,
     lane,
     lanes,
     largest,
@@ -37,14 +39,11 @@ from nbloss.cpu.targets import (
     row_loss,
     target_gradient,
 )
-from nbloss.cpu.vecmath import exp_difference, exp_flush, log1p
+from nbloss.cpu.vecmath import exp, log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
-NEG_INF = -np.inf
-SHORT = 8  # chunks of a row that is short
-# Below this r, a row's loss and gradient are of the size of r, whose terms are then exp of large differences: float32
-# rounds x - m = -20 by 8 ulp of its exp. Such rows are summed once more, without that rounding.
-CONFIDENT = 1.0 / 16.0
+NEG_INF, NAN = -np.inf, np.nan
+LOWEST_32, LOWEST_64 = float(np.finfo(np.float32).min), float(np.finfo(np.float64).min)
 FETCH = 256  # vectors from a load to the one that is fetched meanwhile
 CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
 
@@ -66,109 +65,114 @@ def _maximum(x, start, stop, like):
 
 
 @inline
-def _sum_around_maximum(x, start, stop, ahead, m, like):
-    """(sum of exp(x - m) over all x < m, number of x = m) of a chunk, by lanes; fetches what lies `ahead` of it."""
+def _place(x, start, stop, value, like):
+    """The first index from `start` on at which x holds `value`; any from there on if none does, or if x holds NaN."""
     step = lanes(like)
-    even = broadcast(0.0, like)
-    odd = ties = even
-    whole = start + (stop - start) // step * step
-    for j in range(start, whole, step):
-        d = load(x, j, like) - m
-        prefetch(x, j + ahead)
-        top = d == 0.0
-        even, odd = odd, where(top, even, even + exp_flush(d))
-        ties = where(top, ties + 1.0, ties)
-    if whole < stop:
-        d = load_first(x, whole, stop - whole, NEG_INF, like) - m
-        top = d == 0.0
-        even = where(top, even, even + exp_flush(d))
-        ties = where(top, ties + 1.0, ties)
-    return even + odd, ties
+    j = start
+    while j + 4 * step < stop:
+        low = maximum(load(x, j, like), load(x, j + step, like))
+        high = maximum(load(x, j + 2 * step, like), load(x, j + 3 * step, like))
+        if first_lane(maximum(low, high) == value) < step:
+            break
+        j += 4 * step
+    while j < stop:
+        k = first_lane(take(x, j, min(step, stop - j), NAN, like) == value)
+        if k < step:
+            return j + k
+        j += step
+    return start
 
 
 @inline
-def _sum_below_maximum(x, start, ahead, m, like):
-    """Sum of exp(x - m) over a chunk that does not attain m, by lanes, and the maximum of the chunk at `ahead`."""
+def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, near, keep, like):
+    """The sum, by lanes, of scaled_exp over x[start:stop] without x[left_out]; its terms are kept in `near`.
+
+    Beside it the maximum, by lanes, of as many elements of `other` at `offset` from there: loading what is summed next
+    overlaps memory with arithmetic, 1.2 times faster than a pass of its own. What lies `fetch` ahead is fetched.
+    """
     step = lanes(like)
-    a = broadcast(0.0, like)
-    b = a
+    s = broadcast(0.0, like)
     top = broadcast(NEG_INF, like)
-    offset = ahead - start
-    for j in range(start, start + CHUNK * step, 2 * step):
-        a = a + exp_flush(load(x, j, like) - m)
-        b = b + exp_flush(load(x, j + step, like) - m)
-        # Loading the next chunk here overlaps memory with arithmetic: 1.2 times faster than a pass of its own.
-        top = maximum(load(x, j + offset, like), top)
-        top = maximum(load(x, j + offset + step, like), top)
-        prefetch(x, j + FETCH * step)
-        prefetch(x, j + FETCH * step + step)
-    return a + b, largest(top)
+    whole = start + (stop - start) // step * step
+    split = start + (left_out - start) // step * step if start <= left_out < whole else whole
+    begin, end = start, split
+    for _ in range(2):  # before and after the vector of x[left_out]: no other pays for it
+        for j in range(begin, end, step):
+            e = scaled_exp(load(x, j, like), scale)
+            if keep:
+                store(near, j, e)
+            s = s + e
+            top = maximum(load(other, j + offset, like), top)
+            prefetch(x, j + fetch)
+        if end < whole:
+            e = scaled_exp(load(x, end, like), scale)
+            if keep:
+                store(near, end, e)
+            s = where(only(left_out - end, e), s, s + e)
+            top = maximum(load(other, end + offset, like), top)
+        begin, end = split + step, whole
+    if whole < stop:
+        e = scaled_exp(load_first(x, whole, stop - whole, NEG_INF, like), scale)
+        if keep:
+            store(near, whole, e)
+        s = where(only(left_out - whole, e), s, s + e)
+        top = maximum(load_first(other, whole + offset, stop - whole, NEG_INF, like), top)
+    return s, top
 
 
 @inline
-def _online_sum(x, size, like):
-    """(m, sum of exp(x - m) over all x < m, number of x = m): online log-sum-exp, which reads memory once."""
+def _row_sum(x, top, target, following, near, kind, form, like):
+    """(m, index left out, scale, sum without it) of a row, and the maximum of the row that follows a short one.
+
+    The maximum of a short row, `top`, was found with the row before, or is NaN. A long one has one for each chunk:
+    online log-sum-exp, which reads memory once. Left out is the target, or else one class that attains m; a
+    softmax needs the sum of `every` class.
+    """
     n = x.shape[0]
-    m = broadcast(NEG_INF, like)
-    below = broadcast(0.0, np.float64(0.0))
-    ties = broadcast(0.0, like)
-    top = _maximum(x, np.int64(0), min(size, n), like)
+    step = lanes(like)
+    size = CHUNK * step
+    short = near.shape[0] > 0
+    every = kind == NO_TARGET and form == GRADIENT
+    keep = short and form == GRADIENT
+    left_out = target
+    found = False
+    m = broadcast(LOWEST_32 if is_single(broadcast(0.0, like)) else LOWEST_64, like)
+    scale = scale_of(m)
+    unit = type(like)(1)  # what exp(0) is in the present scale
+    rest = broadcast(0.0, np.float64(0.0))
+    beyond = broadcast(NEG_INF, like)
     for start in range(0, n, size):
         stop = min(start + size, n)
-        if top > lane(m, 0):
-            shrink = lane(exp_flush(m - top), 0)
-            below = add_wide(below, ties) * np.float64(shrink)
-            ties = broadcast(0.0, like)
+        end = n if short else stop
+        if top != top:
+            top = _maximum(x, start, end, like)
+        former = lane(m, 0)
+        if top > former or (top == former and not found):
+            if target < 0 and not every:
+                if found:
+                    rest = where(only(0, rest), rest + np.float64(unit), rest)
+                left_out = _place(x, start, end, top, like)
             m = broadcast(top, like)
-        if top == lane(m, 0) or stop - start < size:
-            s, k = _sum_around_maximum(x, start, stop, size, m, like)
-            ties = ties + k
-            top = _maximum(x, stop, min(stop + size, n), like)
-        elif stop + size <= n:
-            s, top = _sum_below_maximum(x, start, stop, m, like)
-        else:
-            s, _ = _sum_below_maximum(x, start, start, m, like)
-            top = _maximum(x, stop, n, like)
-        below = add_wide(below, s)
-    return lane(m, 0), total(below), np.float64(total(ties))
-
-
-@inline
-def _sum_exactly(x, m, like):
-    """The sum of exp(x - m) over all x < m, with every digit: see CONFIDENT."""
-    n = x.shape[0]
-    step = lanes(like)
-    zero = broadcast(0.0, np.float64(0.0))
-    below = zero
-    for start in range(0, n, 16 * step):
-        chunk = zero
-        for j in range(start, min(start + 16 * step, n), step):
-            v = take(x, j, min(step, n - j), NEG_INF, like)
-            chunk = add_wide(chunk, where(v == m, 0.0, exp_difference(v, m)))
-        below = below + chunk
-    return total(below)
-
-
-@inline
-def _row_statistics(x, like):
-    """(m, r) of one row, r in float64."""
-    n = x.shape[0]
-    size = CHUNK * lanes(like)
-    if n <= SHORT * size:  # the first-level cache holds it: two passes are faster than an online one
-        top = _maximum(x, np.int64(0), n, like)
-        wide = broadcast(0.0, np.float64(0.0))
-        count = broadcast(0.0, like)
-        for start in range(0, n, size):  # fetching the row after the next: 1.13 times faster than the next
-            s, k = _sum_around_maximum(x, start, min(start + size, n), 2 * n, broadcast(top, like), like)
-            wide = add_wide(wide, s)
-            count = count + k
-        below, ties = total(wide), np.float64(total(count))
-    else:
-        top, below, ties = _online_sum(x, size, like)
-    r = below + (ties - 1.0)
-    if r < CONFIDENT:
-        r = _sum_exactly(x, broadcast(top, like), like)
-    return top, r
+            scale = scale_of(m)
+            if found:
+                shrink = exp(broadcast(np.float64(former) - np.float64(top), np.float64(0.0))) / np.float64(unit)
+                unit = lane(scaled_exp(m, scale), 0)
+                rest = rest * shrink * np.float64(unit)
+            else:
+                unit = lane(scaled_exp(m, scale), 0)
+            found = True
+        # Of a short row, the fourth one from here is fetched: 1.2 times faster than the second.
+        other, offset, fetch = following, np.int64(0), 4 * n
+        if not short:
+            other, offset, fetch = x, size if stop + size <= n else offset, FETCH * step
+        s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, near, keep, like)
+        rest = add_wide(rest, s)
+        beyond = maximum(t, beyond)
+        if not short:
+            top = largest(t) if offset else type(like)(NAN)
+    if not found:  # -inf and NaN only
+        m = broadcast(NAN, like)
+    return m, left_out, scale, np.float64(unit), total(rest), largest(beyond)
 
 
 @inline
@@ -217,12 +221,19 @@ def _dense_gap(x, q, weight, mode, m, like):
 
 
 @inline
-def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like):
-    """scale (a p - q), or the log-softmax, of one row."""
+def _exp_at(x, j, count, scale, near, like):
+    """scaled_exp of classes j, …, which `near` holds of a short row."""
+    if near.shape[0]:
+        return load(near, j, like)
+    return scaled_exp(take(x, j, count, 0.0, like), scale)
+
+
+@inline
+def _write_row(x, q, weight, out, mode, numbers, near, target, at_target, like):
+    """factor (a p - q), or the log-softmax, of one row."""
     _, _, past, _, _, _ = mode
     n = x.shape[0]
     step = lanes(like)
-    numbers = (m, r, scale, a, scale * a / (1.0 + r), log1p(r), lane(r, 0) < CONFIDENT)
     aligned = aligned_at(out, like) if past else 0
     if aligned < 0:
         aligned = n
@@ -232,14 +243,14 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
             stop = j + (n - j) // step * step
             if j <= target < stop:
                 stop = j + (target - j) // step * step
-            _write_vectors(x, q, weight, out, mode, numbers, j, stop, like)
+            _write_vectors(x, q, weight, out, mode, numbers, near, j, stop, like)
             j = stop
             if j == n:
                 break
         count = min(step, n - j)
         if j < aligned:
             count = min(count, aligned - j)
-        y = _result_at(x, q, weight, mode, numbers, j, count, like)
+        y = _result_at(x, q, weight, mode, numbers, near, j, count, like)
         y = where(only(target - j, y), at_target, y)
         if past and j >= aligned and count == step:
             stream(out, j, y)
@@ -249,38 +260,40 @@ def _write_row(x, q, weight, out, mode, m, r, scale, a, target, at_target, like)
 
 
 @inline
-def _result_at(x, q, weight, mode, numbers, j, count, like):
+def _result_at(x, q, weight, mode, numbers, near, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
     kind, form, _, _, _, uniform = mode
-    m, r, scale, a, slope, log_norm, confident = numbers
-    v = take(x, j, count, 0.0, like)
+    m, r, log_norm, scale, factor, a, whole, slope = numbers
     if form == LOG_SOFTMAX:
-        return (v - m) - log_norm
-    e = exp_difference(v, m) if confident else exp_flush(v - m)
+        return (take(x, j, count, 0.0, like) - m) - log_norm
+    e = _exp_at(x, j, count, scale, near, like)
     if kind == PROBABILITIES:
-        return scale * dense_gradient(e, _mass_at(q, weight, mode, j, count, like), a, r)
+        e = e / scaled_exp(m, scale)
+        return factor * dense_gradient(e, _mass_at(q, weight, mode, j, count, like), a, r)
+    if kind == NO_TARGET:
+        return e / whole  # a product with 1 / whole can miss 1
     if uniform != 0.0:
-        return slope * e - scale * _mass_at(q, weight, mode, j, count, like)
-    return slope * e
+        return factor * (slope * e - _mass_at(q, weight, mode, j, count, like))
+    return factor * (slope * e)
 
 
 @inline
-def _write_vectors(x, q, weight, out, mode, numbers, start, stop, like):
+def _write_vectors(x, q, weight, out, mode, numbers, near, start, stop, like):
     """As many whole vectors of a row's result."""
     kind, form, past, _, _, uniform = mode
-    m, _, scale, _, slope, _, confident = numbers
+    _, _, _, scale, factor, _, _, slope = numbers
     step = lanes(like)
-    if form == GRADIENT and kind != PROBABILITIES and not confident and (uniform == 0.0 or weight.shape[0] == 0):
-        shift = scale * -uniform if uniform != 0.0 else broadcast(-0.0, like)
+    if form == GRADIENT and kind == CLASS_INDEX and (uniform == 0.0 or weight.shape[0] == 0):
+        shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
         if past:
             for j in range(start, stop, step):
-                stream(out, j, fma(slope, exp_flush(load(x, j, like) - m), shift))
+                stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, near, like), shift))
         else:
             for j in range(start, stop, step):
-                store(out, j, fma(slope, exp_flush(load(x, j, like) - m), shift))
+                store(out, j, fma(factor, slope * _exp_at(x, j, step, scale, near, like), shift))
     else:
         for j in range(start, stop, step):
-            y = _result_at(x, q, weight, mode, numbers, j, step, like)
+            y = _result_at(x, q, weight, mode, numbers, near, j, step, like)
             if past:
                 stream(out, j, y)
             else:
@@ -295,50 +308,76 @@ def _fill_row(out, value, like):
 
 
 @inline
-def _row(operands, mode, unit, like, scratch):
-    """One row: writes what is asked for, and returns its loss."""
+def _row(operands, mode, i, top, following, scratch, like):
+    """One row: writes what is asked for. Returns what its loss is made of, and the maximum of the row that follows.
+
+    Maxima, for short rows only, are NaN where they are not known.
+    """
     x, t, q, weight, upstream, out, _ = operands
     kind, form, _, ignore, share, uniform = mode
-    row_mass, factor = scratch[5:]
-    row = x[unit, :, 0]
+    near, _, _, _, _, row_mass, own_factor = scratch
+    row = x[i, :, 0]
+    n = row.shape[0]
     target = np.int64(-1)
     w_t = type(like)(1)
     x_t = type(like)(0)
     kept = type(like)(1 if kind == NO_TARGET else 0)
     if kind == CLASS_INDEX:
-        target = np.int64(t[unit, 0])
-        if target == ignore or target < 0 or target >= row.shape[0]:
+        target = np.int64(t[i, 0])
+        if target == ignore or target < 0 or target >= n:
             if form != LOSS_ONLY:
-                _fill_row(out[unit, :, 0], 0.0, like)
-            return 0.0 if target == ignore else np.nan
+                _fill_row(out[i, :, 0], 0.0, like)
+            return 0.0, 0.0, 0.0, 0.0, 0.0 if target == ignore else NAN, 0.0, type(like)(NAN)
         x_t = lane(gather(row, target, 1, like), 0)
         if weight.shape[0]:
             w_t = weight[target]
         kept = share * w_t
-    top, r = _row_statistics(row, like)
-    m = broadcast(top, like)
+    m, left_out, scale, unit, rest, top = _row_sum(row, top, target, following, near, kind, form, like)
+    norm = rest
+    if left_out >= 0:
+        v = gather(row, left_out, 1, like)
+        norm = rest + np.float64(lane(scaled_exp(v, scale), 0))
+        r = (rest if lane(v, 0) == lane(m, 0) else norm - unit) / unit
+    else:
+        r = (norm - unit) / unit
     gap, mass = 0.0, row_mass
     if kind == PROBABILITIES or uniform != 0.0:
-        gap, own_mass = _dense_gap(row, q[unit, :, 0], weight, mode, m, like)
+        gap, own_mass = _dense_gap(row, q[i, :, 0], weight, mode, m, like)
         if kind == PROBABILITIES:
             mass = own_mass
     if form != LOSS_ONLY:
-        rest = broadcast(r, like)
-        scale = broadcast(upstream[unit, 0] if upstream.shape[0] else factor, like)
+        log_norm = broadcast(0.0, like)
+        if form == LOG_SOFTMAX:
+            log_norm = broadcast(lane(log1p(broadcast(r, np.float64(0.0))), 0), like)
+        factor = broadcast(upstream[i, 0] if upstream.shape[0] else own_factor, like)
         a = broadcast(kept + mass, like)
-        at_target = scale * target_gradient(broadcast(x_t, like), m, rest, a, mass - uniform * w_t)
-        _write_row(row, q[unit, :, 0], weight, out[unit, :, 0], mode, m, rest, scale, a, target, at_target, like)
-    # The loss of a row in float64, rounded once.
-    log_norm = log1p(broadcast(r, np.float64(0.0)))
-    if kind == NO_TARGET:
-        return lane(log_norm + top, 0)
-    return lane(row_loss(broadcast(kept, np.float64(0.0)), np.float64(top), np.float64(x_t), gap, mass, log_norm), 0)
+        whole = broadcast(norm, like)
+        slack = broadcast(mass - uniform * w_t, like)
+        at_target = factor * target_gradient(broadcast(rest, like), whole, a, slack)
+        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, whole, a / whole)
+        _write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, near, target, at_target, like)
+    return np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass), top
 
 
 @inline
 def rows(operands, mode, unit, like, scratch):
-    value = _row(operands, mode, unit, like, scratch)
-    loss = operands[6]
+    """`height` rows, one after the other: writes what is asked for, and returns the sum of their losses."""
+    x, loss = operands[0], operands[6]
+    height = scratch[3]
+    start = unit * height
+    stop = min(start + height, x.shape[0])
+    m = broadcast(0.0, np.float64(0.0))
+    x_t = r = kept = gap = mass = m
+    top = type(like)(NAN)
+    for i in range(start, stop):
+        facts = _row(operands, mode, i, top, x[min(i + 1, stop - 1), :, 0], scratch, like)
+        here = only(i - start, m)
+        m, x_t, r = where(here, facts[0], m), where(here, facts[1], x_t), where(here, facts[2], r)
+        kept, gap, mass = where(here, facts[3], kept), where(here, facts[4], gap), where(here, facts[5], mass)
+        top = facts[6]
+    # The losses of all rows in float64, rounded once.
+    value = row_loss(kept, m, x_t, gap, mass, log1p(r))
     if loss.shape[1]:
-        loss[unit, 0] = value
-    return value
+        for i in range(start, stop):
+            loss[i, 0] = lane(value, i - start)
+    return total(value)

@@ -1,8 +1,8 @@
 """The row-wise kernels: cross-entropy with every kind of target, softmax, log-softmax, log-sum-exp.
 
-``rows`` and ``tiles`` find, for each row, the maximum m and r = sum exp(x - m) over all classes but one at the
-maximum, and take it from there with nbloss.formulas; ``picks`` needs neither. Here are the loop over blocks that
-they have in common, the choice among them, and what must be known of labels before anything is written.
+``rows`` and ``tiles`` find, for each row, the maximum m and the sum of exp(x - m) over all classes but the target, or
+else one at the maximum, and take it from there with nbloss.formulas; ``picks`` needs neither. Here are the loop over
+blocks that they have in common, the choice among them, and what must be known of labels before anything is written.
 """
 
 import numpy as np
@@ -25,6 +25,9 @@ UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing i
 # classes) in FAR bytes. Other rows are LINED_UP, with a tile of one vector each.
 WIDEST, USUAL, LINED_UP = 32, 8, 8
 NEAR, FAR = (1 << 17) - 1, 1 << 22
+# Rows of up to SHORT vectors lie in the first-level cache with their exponentials beside them, HEIGHT to a unit, whose
+# losses are computed together.
+SHORT, HEIGHT = 256, 8
 
 
 def _driver(chunk):
@@ -33,7 +36,7 @@ def _driver(chunk):
     # Absent: q is x, the others have no element. Where labels are scanned, they give the divisor.
     def driver(
         x, t, q, weight, upstream, out, loss, factor, divisor,
-        layout, kind, form, past, ignore, share, uniform, scan, mean, width, near, like,
+        layout, kind, form, past, ignore, share, uniform, scan, mean, width, near, room, like,
         units, step, first_block, stop_block,
     ):  # fmt: skip
         x, t, q, weight, upstream, out, loss = arrays_at((x, t, q, weight, upstream, out, loss), layout)
@@ -51,8 +54,7 @@ def _driver(chunk):
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
-            # Room for blocks of (lanes, lanes), whatever the number of classes.
-            tile = np.empty((x.shape[1] + lanes(like)) * near * lanes(like), weight.dtype)
+            tile = np.empty(room, weight.dtype)
             facts = np.empty(lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
             scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, near, mass, scale)
@@ -79,7 +81,7 @@ def _signature(x, t, q):
     )  # fmt: skip
     return (
         *map(Address, arrays), types.float64, types.float64,
-        LAYOUT, types.intp, types.intp, types.intp, types.int64, compute, compute, *[types.intp] * 4, compute,
+        LAYOUT, types.intp, types.intp, types.intp, types.int64, compute, compute, *[types.intp] * 5, compute,
         *[types.intp] * 4,
     )  # fmt: skip
 
@@ -134,21 +136,25 @@ def prepare(
     """
     x, t, q, weight, *_ = views
     outer, classes, inner = x.shape
-    width = near = 0
+    step = VECTOR_BYTES // weight.itemsize
+    width = near = room = 0
     if normalized:
         kernel, units, unit_elements = PICKS, outer * inner, 1
     elif along:
-        kernel, units, unit_elements = ROWS, outer, classes
+        width = 1
+        if classes <= SHORT * step:
+            width, room = HEIGHT, classes + step
+        kernel, units, unit_elements = ROWS, -(-outer // width), classes * width
     else:
-        step = VECTOR_BYTES // weight.itemsize
         width, near = LINED_UP, 1
         if x.strides[2] == x.itemsize and inner > step:
             vector = (classes + step) * VECTOR_BYTES
             width = near = max(min(WIDEST, NEAR // vector), min(USUAL, FAR // vector), 1)
         lead = width * step
+        room = (classes + step) * near * step  # blocks of (step, step), whatever the number of classes
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
-    constants = (layout_of(views), kind, form, past, ignore, share, uniform, scan, mean, width, near, like)
+    constants = (layout_of(views), kind, form, past, ignore, share, uniform, scan, mean, width, near, room, like)
     return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements)
 
 

@@ -1,7 +1,6 @@
 """What rows and tiles share: the kinds of target, and the formulas bound to vectors."""
 
 from nbloss import formulas
-from nbloss.cpu import vecmath
 from nbloss.cpu.simd import inline, where
 
 NO_TARGET, CLASS_INDEX, PROBABILITIES = 0, 1, 2  # kind of target
@@ -13,5 +12,5 @@ def _bound(formula, **primitives):
 
 mass_gap = _bound(formulas.mass_gap, where=where)
 row_loss = _bound(formulas.row_loss, mass_gap=mass_gap)
-target_gradient = _bound(formulas.target_gradient, exp=vecmath.exp, where=where)
+target_gradient = _bound(formulas.target_gradient)
 dense_gradient = _bound(formulas.dense_gradient, where=where)

@@ -5,7 +5,7 @@ A tile (classes, lanes) is copied next to the core, where strides cost nothing.
 
 import numpy as np
 
-from nbloss.cpu.labels import IGNORED, OUTSIDE, labelled, load_labels
+from nbloss.cpu.labels import IGNORED, OUTSIDE, labelled, load_labels, one_label
 from nbloss.cpu.simd import (
     add_wide,
     broadcast,
@@ -34,7 +34,7 @@ from nbloss.cpu.targets import (
     row_loss,
     target_gradient,
 )
-from nbloss.cpu.vecmath import exp_difference, log1p
+from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 NEG_INF = -np.inf
@@ -133,40 +133,49 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
     tile = scratch[0]
     classes = x.shape[1]
     zero = broadcast(0.0, like)
-
+    # Sums leave one class out: the target, or else the first that attains the maximum.
     labels = _row_labels(operands, mode, scratch, i, k, count, like)
     m = broadcast(NEG_INF, like)
     x_t = zero
-    for j in range(classes):
-        v = load(tile, j * lead + at, like)
-        m = maximum(v, m)
-        x_t = where(labelled(labels, j), v, x_t)
+    if kind == CLASS_INDEX:
+        for j in range(classes):
+            v = load(tile, j * lead + at, like)
+            m = maximum(v, m)
+            x_t = where(labelled(labels, j), v, x_t)
+    else:
+        for j in range(classes):
+            v = load(tile, j * lead + at, like)
+            labels = where(v > m, one_label(j, like), labels)
+            m = maximum(v, m)
+        x_t = m
     m = m + (m - m)  # NaN where infinite
+    scale = scale_of(m)
     # What the next tile reads is fetched meanwhile, a line for each vector of this one.
     if lead == lanes(like) and x.strides[1] == x.itemsize:
         ahead, ahead_step = (k + lead) * (x.strides[2] // x.itemsize), lanes(like)
     else:
         ahead, ahead_step = k + lead, x.strides[1] // x.itemsize
-    below = ties = gap = mass = zero
+    rest = gap = mass = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
-        below_block = gap_block = mass_block = zero
+        rest_block = gap_block = mass_block = zero
         for j in range(block, min(block + 64, classes)):
             v = load(tile, j * lead + at, like)
             prefetch(x[i, 0], ahead + j * ahead_step)
-            e = exp_difference(v, m)
+            e = scaled_exp(v, scale)
             if form == GRADIENT:
                 store(tile, j * lead + at, e)
-            top = v == m
-            below_block = where(top, below_block, below_block + e)
-            ties = where(top, ties + 1.0, ties)
+            rest_block = where(labelled(labels, j), rest_block, rest_block + e)
             if kind == PROBABILITIES or uniform != 0.0:
                 mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
                 gap_block = gap_block + mass_gap(mass_j, m, v)
                 mass_block = mass_block + mass_j
-        below = below + below_block
+        rest = rest + rest_block
         gap = gap + gap_block
         mass = mass + mass_block
-    r = below + (ties - 1.0)
+    unit = scaled_exp(m, scale)
+    own = scaled_exp(x_t, scale)
+    norm = rest + own
+    r = where(x_t == m, rest, norm - unit) / unit
     log_norm = log1p(r)
     w_t = _row_weights(operands, mode, scratch, i, k, count, like)
     kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
@@ -177,18 +186,21 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
-        scale = _row_scales(operands, scratch, i, k, count, like)
+        factor = _row_scales(operands, scratch, i, k, count, like)
         a = kept + mass
-        at_target = scale * target_gradient(x_t, m, r, a, mass - uniform * w_t)
-        slope = scale * a / (r + 1.0)
+        at_target = factor * target_gradient(rest, norm, a, mass - uniform * w_t)
+        if kind == NO_TARGET:
+            at_target = own / norm  # the product with 1 / norm can miss 1
+        slope = a / norm
         for j in range(classes):
             e = load(tile, j * lead + at, like)
             y = slope * e
             if kind == PROBABILITIES:
-                y = scale * dense_gradient(e, _tile_mass_at(q, weight, mode, i, j, k, count, like), a, r)
+                y = dense_gradient(e / unit, _tile_mass_at(q, weight, mode, i, j, k, count, like), a, r)
             elif uniform != 0.0:
-                y = y - scale * _tile_mass_at(q, weight, mode, i, j, k, count, like)
-            if kind == CLASS_INDEX:
+                y = y - _tile_mass_at(q, weight, mode, i, j, k, count, like)
+            y = factor * y
+            if kind != PROBABILITIES:
                 y = where(idle, 0.0, where(labelled(labels, j), at_target, y))
             store(tile, j * lead + at, y)
 

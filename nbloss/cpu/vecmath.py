@@ -2,8 +2,8 @@
 
 Reductions and the shape of log follow Cody and Waite and fdlibm (`e_log.c`, `s_log1p.c`); the polynomials are
 minimax fits of relative error (Remez), their error given beside them in units of half an ulp of 1.
-Measured errors: exp 0.8 ulp, exp_difference 2.5 ulp, log_unit and log1p 1.0 ulp, log1p_unit and log_complement 2 ulp
-(tests/test_vecmath.py).
+Measured errors: exp 0.8 ulp, quotients of scaled_exp 2.5 ulp, log_unit and log1p 1.0 ulp, log1p_unit and
+log_complement 2 ulp (tests/test_vecmath.py).
 """
 
 from nbloss import formulas
@@ -11,6 +11,7 @@ from nbloss.cpu.simd import (
     absolute,
     exponent_of,
     fma,
+    held,
     inline,
     is_single,
     maximum,
@@ -31,41 +32,32 @@ ROUND_32, ROUND_64 = 1.5 * 2.0**23 + 127.0, 1.5 * 2.0**52 + 1023.0
 def _exp_unit(r):
     """exp(r) for |r| <= ln 2 / 2."""
     if is_single(r):
-        y = fma(r, 0.0013814628342314945881, 0.0083687167521207975126)  # 0.05
-        y = fma(y, r, 0.041668387611309424097)
-        y = fma(y, r, 0.16666520634018811219)
-        y = fma(y, r, 0.49999993448816854909)
+        y = fma(r, held(0.0013814628342314945881, r), held(0.0083687167521207975126, r))  # 0.05
+        y = fma(y, r, held(0.041668387611309424097, r))
+        y = fma(y, r, held(0.16666520634018811219, r))
+        y = fma(y, r, held(0.49999993448816854909, r))
     else:
-        y = fma(r, 2.500001743608507915e-8, 2.7630241259998390052e-7)  # 0.03
-        y = fma(y, r, 2.755758646440899869e-6)
-        y = fma(y, r, 0.00002480149311837144033)
-        y = fma(y, r, 0.00019841269506539712052)
-        y = fma(y, r, 0.0013888888943612336501)
-        y = fma(y, r, 0.0083333333334944488405)
-        y = fma(y, r, 0.04166666666653021997)
-        y = fma(y, r, 0.16666666666666412591)
-        y = fma(y, r, 0.5000000000000010621)
-    return fma(fma(y, r, 1.0), r, 1.0)
+        y = fma(r, held(2.500001743608507915e-8, r), held(2.7630241259998390052e-7, r))  # 0.03
+        y = fma(y, r, held(2.755758646440899869e-6, r))
+        y = fma(y, r, held(0.00002480149311837144033, r))
+        y = fma(y, r, held(0.00019841269506539712052, r))
+        y = fma(y, r, held(0.0013888888943612336501, r))
+        y = fma(y, r, held(0.0083333333334944488405, r))
+        y = fma(y, r, held(0.04166666666653021997, r))
+        y = fma(y, r, held(0.16666666666666412591, r))
+        y = fma(y, r, held(0.5000000000000010621, r))
+    one = held(1.0, r)
+    return fma(fma(y, r, one), r, one)
 
 
 @inline
 def _reduced(x, round_to):
     """(x - n ln 2, n + round_to) with n the integer nearest to x / ln 2."""
-    shifted = fma(x, LOG2E, round_to)
+    shifted = fma(x, held(LOG2E, x), round_to)
     n = shifted - round_to
     if is_single(x):
-        return fma(n, -LN2_LOW_32, fma(n, -LN2_HIGH_32, x)), shifted
-    return fma(n, -LN2_LOW_64, fma(n, -LN2_HIGH_64, x)), shifted
-
-
-@inline
-def exp_flush(x):
-    """exp(x) for x <= 0, exactly 0 where the result would be subnormal (and at -inf); NaN stays NaN."""
-    if is_single(x):
-        r, shifted = _reduced(maximum(-88.02969, x), ROUND_32)  # n = -127: the power of two is 0
-    else:
-        r, shifted = _reduced(maximum(-709.0896, x), ROUND_64)
-    return _exp_unit(r) * shifted_to_exponent(shifted)
+        return fma(n, held(-LN2_LOW_32, x), fma(n, held(-LN2_HIGH_32, x), x)), shifted
+    return fma(n, held(-LN2_LOW_64, x), fma(n, held(-LN2_HIGH_64, x), x)), shifted
 
 
 @inline
@@ -80,25 +72,28 @@ def exp(x):
 
 
 @inline
-def exp_difference(x, m):
-    """exp(x - m) for x <= m: 1 where they are equal, and within 2.5 ulp elsewhere.
-
-    Rounding x - m would cost 8 ulp of exp(-20) in float32. Both are reduced by themselves, x = n ln 2 + r and
-    m = k ln 2 + s: in exp(x - m) = exp(r) 2^(n - k) exp(-s), all of m moves out of a loop over x. A large m is taken
-    from both first, exactly wherever the result is not 0 (Sterbenz: x lies in [m / 2, 2 m], or is too far away).
-    """
+def scale_of(m):
+    """What `scaled_exp` must know of the largest of its arguments."""
+    # A large m is taken from every x first, exactly wherever the result is not 0 (Sterbenz: x lies in [m / 2, 2 m], or
+    # is too far away).
     c = where(absolute(m) < (256.0 if is_single(m) else 2048.0), 0.0, m)
-    if is_single(x):
-        s, shifted_k = _reduced(m - c, ROUND_32)
-        k = shifted_k - ROUND_32
-        r, shifted = _reduced(maximum((k - 191.0) * LN2, x - c), (ROUND_32 + 64.0) - k)
-        factor = _exp_unit(-s) * 2.0**-64
-    else:
-        s, shifted_k = _reduced(m - c, ROUND_64)
-        k = shifted_k - ROUND_64
-        r, shifted = _reduced(maximum((k - 1151.0) * LN2, x - c), (ROUND_64 + 128.0) - k)
-        factor = _exp_unit(-s) * 2.0**-128
-    return where(x == m, 1.0, _exp_unit(r) * shifted_to_exponent(shifted) * factor)
+    if is_single(m):
+        k = fma(m - c, LOG2E, ROUND_32) - ROUND_32
+        return c, (k - 159.0) * LN2, (ROUND_32 + 32.0) - k
+    k = fma(m - c, LOG2E, ROUND_64) - ROUND_64
+    return c, (k - 1087.0) * LN2, (ROUND_64 + 64.0) - k
+
+
+@inline
+def scaled_exp(x, scale):
+    """exp(x - c) 2^(32 - k), in float64 2^(64 - k), for scale_of(m) with m >= x and k the integer nearest m / ln 2.
+
+    scaled_exp(x) / scaled_exp(m) is exp(x - m) within 2.5 ulp, 1 where they are equal, and 0 at -inf: rounding x - m
+    would cost 8 ulp of exp(-20) in float32. The power of two keeps every result normal that is not 0 as a quotient.
+    """
+    c, lowest, round_to = scale
+    r, shifted = _reduced(maximum(lowest, x - c), round_to)
+    return _exp_unit(r) * shifted_to_exponent(shifted)
 
 
 @inline

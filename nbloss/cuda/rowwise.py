@@ -43,7 +43,8 @@ class Row:
         self.lowest, self.nothing, self.one, self.type = lowest, nothing, one, f.type
         self.mass_gap = f.mass_gap
         scaled_exp, log1p = f.scaled_exp, f.log1p
-        row_loss, target_gradient, dense_gradient = f.row_loss, f.target_gradient, f.dense_gradient
+        row_loss, dense_gradient = f.row_loss, f.dense_gradient
+        rest_of_target, target_gradient = f.rest_of_target, f.target_gradient
         stored_mass, weight_size = STORED[mass_code], one.itemsize
 
         @device_function
@@ -80,7 +81,7 @@ class Row:
         @device_function
         def at_target(scale, x_t, m, r, kept, mass, uniform, weight_t):
             slack = mass - uniform * weight_t if dense else nothing
-            return scale * target_gradient(x_t, m, r, kept + mass, slack)
+            return scale * target_gradient(rest_of_target(x_t, m, r), one + r, kept + mass, slack)
 
         @device_function
         def entry(x, j, m, r, log_norm, state, slope, scale, a, q, q_class, weight, share, uniform):
