@@ -189,7 +189,7 @@ def maximum(a, b):
 
 
 @compiled(maximum)
-def _(builder, a, b):
+def larger(builder, a, b):
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
@@ -401,7 +401,7 @@ def largest(x):
 
 @compiled_raw(largest, lambda x: x.dtype)
 def _(context, builder, sig, args):
-    return _fold(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+    return _fold(builder, args[0], lambda a, b: larger(builder, a, b))
 
 
 def add_wide(wide, x):

@@ -49,18 +49,3 @@ def _(context, builder, sig, args):
     if narrow.element.width < 64:
         j = builder.trunc(j, narrow.element)
     return builder.icmp_signed("==", builder.bitcast(args[0], narrow), in_all_lanes(builder, j, narrow))
-
-
-def one_label(j, like):
-    """The label j in every lane, as `load_labels` gives it."""
-    return np.full(lanes(like), j, np.int64)
-
-
-@compiled_raw(one_label, lambda j, like: Vec(like))
-def _(context, builder, sig, args):
-    vt = llvm_vector(sig.return_type)
-    narrow = vector_of_ints(vt)
-    j = context.cast(builder, args[0], sig.args[0], types.int64)
-    if narrow.element.width < 64:
-        j = builder.trunc(j, narrow.element)
-    return builder.bitcast(in_all_lanes(builder, j, narrow), vt)

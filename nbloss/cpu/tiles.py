@@ -5,7 +5,7 @@ A tile (classes, lanes) is copied next to the core, where strides cost nothing.
 
 import numpy as np
 
-from nbloss.cpu.labels import IGNORED, OUTSIDE, labelled, load_labels, one_label
+from nbloss.cpu.labels import IGNORED, OUTSIDE, labelled, load_labels
 from nbloss.cpu.simd import (
     add_wide,
     broadcast,
@@ -107,13 +107,19 @@ def tiles(operands, mode, unit, like, scratch):
     for low in range(start, stop, lead):
         high = min(low + lead, stop)
         if near == 1 and x.strides[1] == x.itemsize:
+            m = broadcast(NEG_INF, like)
             for j in range(0, classes, step):
-                load_transposed(tile, j * step, x[i], j, low, min(step, classes - j), high - low, like)
+                top = load_transposed(tile, j * step, x[i], j, low, min(step, classes - j), high - low, like)
+                m = maximum(top, m)
         else:
             for j in range(classes):
                 read_into(tile, j * lead, x[i, j], low, high, like)
         for k in range(low, high, step):
-            value = _tile_column(operands, mode, like, scratch, i, k, min(step, high - k), k - low, lead)
+            if near > 1 or x.strides[1] != x.itemsize:
+                m = broadcast(NEG_INF, like)
+                for j in range(classes):
+                    m = maximum(load(tile, j * lead + k - low, like), m)
+            value = _tile_column(operands, mode, m, like, scratch, i, k, min(step, high - k), k - low, lead)
             value_sum = add_wide(value_sum, where(first(high - k, value), value, 0.0))
         if form != LOSS_ONLY:
             if near == 1 and out.strides[1] == out.itemsize:
@@ -126,36 +132,25 @@ def tiles(operands, mode, unit, like, scratch):
 
 
 @inline
-def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
-    """One vector of rows: its classes lie at tile[at], tile[at + lead], …, where the result is left."""
+def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
+    """One vector of rows with maxima m: its classes lie at tile[at], tile[at + lead], …, where the result is left."""
     x, _, q, weight, _, _, loss = operands
     kind, form, _, _, share, uniform = mode
     tile = scratch[0]
     classes = x.shape[1]
     zero = broadcast(0.0, like)
-    # Sums leave one class out: the target, or else the first that attains the maximum.
     labels = _row_labels(operands, mode, scratch, i, k, count, like)
-    m = broadcast(NEG_INF, like)
-    x_t = zero
-    if kind == CLASS_INDEX:
-        for j in range(classes):
-            v = load(tile, j * lead + at, like)
-            m = maximum(v, m)
-            x_t = where(labelled(labels, j), v, x_t)
-    else:
-        for j in range(classes):
-            v = load(tile, j * lead + at, like)
-            labels = where(v > m, one_label(j, like), labels)
-            m = maximum(v, m)
-        x_t = m
     m = m + (m - m)  # NaN where infinite
     scale = scale_of(m)
+    unit = scaled_exp(m, scale)
+    inverse = 1.0 / unit  # here, where nothing waits for it
     # What the next tile reads is fetched meanwhile, a line for each vector of this one.
     if lead == lanes(like) and x.strides[1] == x.itemsize:
         ahead, ahead_step = (k + lead) * (x.strides[2] // x.itemsize), lanes(like)
     else:
         ahead, ahead_step = k + lead, x.strides[1] // x.itemsize
-    rest = gap = mass = zero
+    # Sums leave out the target, or else all classes that attain the maximum.
+    rest = gap = mass = x_t = own = ties = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         rest_block = gap_block = mass_block = zero
         for j in range(block, min(block + 64, classes)):
@@ -164,7 +159,14 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
             e = scaled_exp(v, scale)
             if form == GRADIENT:
                 store(tile, j * lead + at, e)
-            rest_block = where(labelled(labels, j), rest_block, rest_block + e)
+            if kind == CLASS_INDEX:
+                left_out = labelled(labels, j)
+                x_t = where(left_out, v, x_t)
+                own = where(left_out, e, own)
+            else:
+                left_out = v == m
+                ties = where(left_out, ties + 1.0, ties)
+            rest_block = where(left_out, rest_block, rest_block + e)
             if kind == PROBABILITIES or uniform != 0.0:
                 mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
                 gap_block = gap_block + mass_gap(mass_j, m, v)
@@ -172,10 +174,13 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         rest = rest + rest_block
         gap = gap + gap_block
         mass = mass + mass_block
-    unit = scaled_exp(m, scale)
-    own = scaled_exp(x_t, scale)
-    norm = rest + own
-    r = where(x_t == m, rest, norm - unit) / unit
+    if kind == CLASS_INDEX:
+        norm = rest + own
+    else:
+        rest = rest + (ties - 1.0) * unit
+        norm = rest + unit
+        x_t = m
+    r = where(x_t == m, rest, norm - unit) * inverse
     log_norm = log1p(r)
     w_t = _row_weights(operands, mode, scratch, i, k, count, like)
     kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
@@ -190,7 +195,7 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
         a = kept + mass
         at_target = factor * target_gradient(rest, norm, a, mass - uniform * w_t)
         if kind == NO_TARGET:
-            at_target = own / norm  # the product with 1 / norm can miss 1
+            at_target = unit / norm  # the product with 1 / norm can miss 1
         slope = a / norm
         for j in range(classes):
             e = load(tile, j * lead + at, like)
@@ -200,8 +205,10 @@ def _tile_column(operands, mode, like, scratch, i, k, count, at, lead):
             elif uniform != 0.0:
                 y = y - _tile_mass_at(q, weight, mode, i, j, k, count, like)
             y = factor * y
-            if kind != PROBABILITIES:
+            if kind == CLASS_INDEX:
                 y = where(idle, 0.0, where(labelled(labels, j), at_target, y))
+            elif kind == NO_TARGET:
+                y = where(e == unit, at_target, y)
             store(tile, j * lead + at, y)
 
     if kind == NO_TARGET:

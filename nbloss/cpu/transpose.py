@@ -4,19 +4,21 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core.typing.templates import signature
 
-from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, lane_mask, lanes, llvm_vector, nothing
+from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, lane_mask, lanes, larger, llvm_vector, nothing
 from nbloss.cpu.memory import decode, encode, masked, pointer_to, storage
 from nbloss.half import decoded, encoded
 
 
 def load_transposed(tile, at, x, j, k, classes, rows, like):
     """tile[at + c·lanes + r] = x[j + c, k + r]: a block whose classes lie side by side in memory, with one vector for
-    each class in the tile. Only `classes` by `rows` of them are read; rows past the last repeat it."""
+    each class in the tile. Only `classes` by `rows` of them are read; rows past the last repeat it. Returns the maximum
+    of the classes, as `maximum` of vectors has it."""
     n = lanes(like)
-    block = np.zeros((n, n), type(like))
+    block = np.full((n, n), -np.inf, type(like))
     for r in range(n):
         block[:classes, r] = decoded(np.asarray(x[j : j + classes, k + min(r, rows - 1)]))
     tile[at : at + n * classes] = block[:classes].reshape(-1)
+    return np.fmax.reduce(block, axis=0, initial=-np.inf)
 
 
 def store_transposed(tile, at, x, j, k, classes, rows, like):
@@ -81,21 +83,30 @@ class _Block:
         return pointer_to(self.context, self.builder, self.sig.args[0], self.tile, index, self.sig.args[1], self.vt)
 
 
-@compiled_raw(load_transposed, nothing)
+@compiled_raw(load_transposed, lambda *args: Vec(args[-1]))
 def _(context, builder, sig, args):
     block = _Block(context, builder, sig, args)
     i64 = ir.IntType(64)
     last = builder.sub(block.rows, ir.Constant(i64, 1))
+    lowest = ir.Constant(block.vt, [-np.inf] * block.vt.count)
     vectors = []
     for r in range(block.vt.count):
         r = ir.Constant(i64, r)
         pointer = block.row(builder.select(builder.icmp_signed("<", r, last), r, last))
         raw = masked(builder, "load", block.stored, [pointer, block.mask], block.stored)
         vectors.append(decode(builder, sig.args[2].dtype, raw, block.vt))
+    top, other = lowest, lowest  # of every second class: half as many wait for each other
     for c, vector in enumerate(_transpose(builder, vectors)):
+        before = builder.block
         with builder.if_then(builder.icmp_signed("<", ir.Constant(i64, c), block.classes)):
             builder.store(vector, block.column(c)).align = 4
-    return context.get_dummy_value()
+            larger_one = larger(builder, vector, other)
+            within = builder.block
+        merged = builder.phi(block.vt)
+        merged.add_incoming(other, before)
+        merged.add_incoming(larger_one, within)
+        top, other = merged, top
+    return larger(builder, top, other)
 
 
 @compiled_raw(store_transposed, nothing)
