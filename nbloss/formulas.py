@@ -151,8 +151,8 @@ def target_gradient(rest, norm, a, slack):
     return slack - a * (rest / norm)
 
 
-def dense_gradient(e, q, a, r):
-    """a p - q for e = exp(x - m); where p > 1/2 as (a - q) - a r / (1 + r), keeping the digits of q near a."""
+def dense_gradient(e, top, q, a, r):
+    """a p - q for e = exp(x - m), `top` where x = m; for p > 1/2 as (a - q) - a r / (1 + r), which keeps q near a."""
     norm = ONE / (ONE + r)
     plain = a * (e * norm) - q
-    return where(e == ONE, where(r < ONE, (a - q) - a * (r * norm), plain), plain)
+    return where(top, where(r < ONE, (a - q) - a * (r * norm), plain), plain)

@@ -200,6 +200,7 @@ def dense_mass(q, weight, mode, classes, like):
 def _dense_gap(x, q, weight, mode, m, like):
     """(sum_j q_j (m - x_j), sum_j q_j) over the dense part; the latter for probabilities only."""
     n, step = x.shape[0], lanes(like)
+    kind = mode[0]
     gap = broadcast(0.0, np.float64(0.0))
     mass = gap
     for start in range(0, n, 8 * step):  # to widen one vector of eight is a third faster, and costs half an ulp
@@ -208,6 +209,8 @@ def _dense_gap(x, q, weight, mode, m, like):
         narrow_gap = broadcast(0.0, like)
         narrow_mass = narrow_gap
         for j in range(start, whole, step):
+            if kind == PROBABILITIES:
+                prefetch(q, j + n)
             mass_j = _mass_at(q, weight, mode, j, step, like)
             narrow_gap = narrow_gap + mass_gap(mass_j, m, load(x, j, like))
             narrow_mass = narrow_mass + mass_j
@@ -263,13 +266,13 @@ def _write_row(x, q, weight, out, mode, numbers, near, target, at_target, like):
 def _result_at(x, q, weight, mode, numbers, near, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
     kind, form, _, _, _, uniform = mode
-    m, r, log_norm, scale, factor, a, whole, slope = numbers
+    m, r, log_norm, scale, factor, a, whole, slope, top, inverse = numbers
     if form == LOG_SOFTMAX:
         return (take(x, j, count, 0.0, like) - m) - log_norm
     e = _exp_at(x, j, count, scale, near, like)
     if kind == PROBABILITIES:
-        e = e / scaled_exp(m, scale)
-        return factor * dense_gradient(e, _mass_at(q, weight, mode, j, count, like), a, r)
+        mass = _mass_at(q, weight, mode, j, count, like)
+        return factor * dense_gradient(e * inverse, e == top, mass, a, r)
     if kind == NO_TARGET:
         return e / whole  # a product with 1 / whole can miss 1
     if uniform != 0.0:
@@ -281,7 +284,7 @@ def _result_at(x, q, weight, mode, numbers, near, j, count, like):
 def _write_vectors(x, q, weight, out, mode, numbers, near, start, stop, like):
     """As many whole vectors of a row's result."""
     kind, form, past, _, _, uniform = mode
-    _, _, _, scale, factor, _, _, slope = numbers
+    _, _, _, scale, factor, _, _, slope, _, _ = numbers
     step = lanes(like)
     if form == GRADIENT and kind == CLASS_INDEX and (uniform == 0.0 or weight.shape[0] == 0):
         shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
@@ -354,7 +357,8 @@ def _row(operands, mode, i, top, following, scratch, like):
         whole = broadcast(norm, like)
         slack = broadcast(mass - uniform * w_t, like)
         at_target = factor * target_gradient(broadcast(rest, like), whole, a, slack)
-        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, whole, a / whole)
+        of_max = broadcast(unit, like)
+        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, whole, a / whole, of_max, 1.0 / of_max)
         _write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, near, target, at_target, like)
     return np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass), top
 

@@ -201,7 +201,8 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
             e = load(tile, j * lead + at, like)
             y = slope * e
             if kind == PROBABILITIES:
-                y = dense_gradient(e / unit, _tile_mass_at(q, weight, mode, i, j, k, count, like), a, r)
+                mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
+                y = dense_gradient(e * inverse, e == unit, mass_j, a, r)
             elif uniform != 0.0:
                 y = y - _tile_mass_at(q, weight, mode, i, j, k, count, like)
             y = factor * y

@@ -94,7 +94,7 @@ class Row:
             e = one if e == state[2] else e * state[3]
             mass = mass_at(j, q, q_class, weight, share, uniform)
             if q != 0:
-                return scale * dense_gradient(e, mass, a, r)
+                return scale * dense_gradient(e, e == one, mass, a, r)
             return slope * e - scale * mass
 
         self.weight_at, self.mass_at, self.moved, self.others = weight_at, mass_at, moved, others
