@@ -154,12 +154,10 @@ def _row_sum(x, top, target, following, near, kind, form, like):
                 left_out = _place(x, start, end, top, like)
             m = broadcast(top, like)
             scale = scale_of(m)
+            former_unit, unit = unit, lane(scaled_exp(m, scale), 0)
             if found:
-                shrink = exp(broadcast(np.float64(former) - np.float64(top), np.float64(0.0))) / np.float64(unit)
-                unit = lane(scaled_exp(m, scale), 0)
+                shrink = exp(broadcast(np.float64(former) - np.float64(top), np.float64(0.0))) / np.float64(former_unit)
                 rest = rest * shrink * np.float64(unit)
-            else:
-                unit = lane(scaled_exp(m, scale), 0)
             found = True
         # Of a short row, the fourth one from here is fetched: 1.2 times faster than the second.
         other, offset, fetch = following, np.int64(0), 4 * n

@@ -103,10 +103,11 @@ def tiles(operands, mode, unit, like, scratch):
     start = (unit - i * per_plane) * width * step
     stop = min(start + width * step, x.shape[2])
     lead = near * step  # the tile is (classes, near, lanes)
+    lined_up = near == 1 and x.strides[1] == x.itemsize
     value_sum = broadcast(0.0, np.float64(0.0))
     for low in range(start, stop, lead):
         high = min(low + lead, stop)
-        if near == 1 and x.strides[1] == x.itemsize:
+        if lined_up:
             m = broadcast(NEG_INF, like)
             for j in range(0, classes, step):
                 top = load_transposed(tile, j * step, x[i], j, low, min(step, classes - j), high - low, like)
@@ -115,7 +116,7 @@ def tiles(operands, mode, unit, like, scratch):
             for j in range(classes):
                 read_into(tile, j * lead, x[i, j], low, high, like)
         for k in range(low, high, step):
-            if near > 1 or x.strides[1] != x.itemsize:
+            if not lined_up:
                 m = broadcast(NEG_INF, like)
                 for j in range(classes):
                     m = maximum(load(tile, j * lead + k - low, like), m)
