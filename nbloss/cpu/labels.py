@@ -4,7 +4,8 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, in_all_lanes, lanes, llvm_vector, vector_of_ints
+from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, in_all_lanes, llvm_vector, vector_of_ints
+from nbloss.cpu.lanes import lanes
 from nbloss.cpu.memory import pointer_to
 
 IGNORED, OUTSIDE = -1, -2  # what stands for a label that is ignore_index, or no class

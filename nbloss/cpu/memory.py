@@ -13,11 +13,10 @@ from nbloss.cpu.arithmetic import (
     Vec,
     broadcast_value,
     compiled_raw,
-    lane_mask,
-    lanes,
     llvm_vector,
     nothing,
 )
+from nbloss.cpu.lanes import lane_mask, lanes
 from nbloss.cpu.parts import inline
 from nbloss.half import decoded, encoded
 

@@ -13,6 +13,8 @@ target has neither), both decoded to float32 by ``load`` and rounded to nearest 
 """
 
 from nbloss.cpu.arithmetic import *  # noqa: F403
+from nbloss.cpu.bits import *  # noqa: F403
+from nbloss.cpu.lanes import *  # noqa: F403
 from nbloss.cpu.memory import *  # noqa: F403
 from nbloss.cpu.parts import inline as inline
 from nbloss.cpu.transpose import *  # noqa: F403

@@ -4,7 +4,8 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core.typing.templates import signature
 
-from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, lane_mask, lanes, larger, llvm_vector, nothing
+from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, larger, llvm_vector, nothing
+from nbloss.cpu.lanes import lane_mask, lanes
 from nbloss.cpu.memory import decode, encode, masked, pointer_to, storage
 from nbloss.half import decoded, encoded
 

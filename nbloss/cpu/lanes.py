@@ -1,0 +1,158 @@
+"""Vectors made of scalars, scalars of vectors, and masks by the number of a lane."""
+
+import llvmlite.ir as ir
+import numpy as np
+from numba.core import types
+
+from nbloss.cpu.arithmetic import VECTOR_BYTES, Mask, Vec, broadcast_value, compiled_raw, larger, maximum
+
+
+def lanes(like):
+    """Lanes of a vector of like's type."""
+    return VECTOR_BYTES // np.dtype(type(like)).itemsize
+
+
+@compiled_raw(lanes, lambda like: types.intp)
+def _(context, builder, sig, args):
+    return ir.Constant(ir.IntType(64), VECTOR_BYTES * 8 // sig.args[0].bitwidth)
+
+
+def broadcast(value, like):
+    """value in every lane of a vector of like's type."""
+    return np.full(lanes(like), value, type(like))
+
+
+@compiled_raw(broadcast, lambda value, like: Vec(like))
+def _(context, builder, sig, args):
+    return broadcast_value(context, builder, args[0], sig.args[0], sig.return_type)
+
+
+def held(value, x):
+    """A constant in every lane, in a register over a whole loop.
+
+    Plain constants LLVM reads from memory at every use: rows of 1000 classes took up to 1.1 times as long.
+    """
+    return np.full_like(x, value)
+
+
+@compiled_raw(held, lambda value, x: x)
+def _(context, builder, sig, args):
+    vec = sig.return_type
+    value = context.cast(builder, args[0], sig.args[0], vec.dtype)
+    bits = ir.IntType(vec.dtype.bitwidth)
+    # No instruction, and nothing that the optimiser knows about its result.
+    asm = ir.InlineAsm(ir.FunctionType(bits, [bits]), "", "=r,0")
+    opaque = builder.call(asm, [builder.bitcast(value, bits)], attrs=("nounwind", "readnone"))
+    return broadcast_value(context, builder, builder.bitcast(opaque, value.type), vec.dtype, vec)
+
+
+def only(lane, x):
+    """A mask of one lane; of none where `lane` is no lane of x."""
+    return np.arange(len(x)) == lane
+
+
+def lane_mask(sign):
+    def lower(context, builder, sig, args):
+        n = sig.return_type.lanes
+        i32 = ir.IntType(32)
+        lane = context.cast(builder, args[0], sig.args[0], types.int32)
+        vt = ir.VectorType(i32, n)
+        one = builder.insert_element(ir.Constant(vt, ir.Undefined), lane, ir.Constant(i32, 0))
+        wide = builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), ir.Constant(vt, [0] * n))
+        return builder.icmp_signed(sign, ir.Constant(vt, list(range(n))), wide)
+
+    return lower
+
+
+compiled_raw(only, lambda lane, x: Mask(x.lanes))(lane_mask("=="))
+
+
+def first(count, x):
+    """A mask of the first `count` lanes of x."""
+    return np.arange(len(x)) < count
+
+
+compiled_raw(first, lambda count, x: Mask(x.lanes))(lane_mask("<"))
+
+
+def first_lane(mask):
+    """The first lane in which the mask holds; their number where there is none."""
+    return int(np.argmax(np.append(mask, True)))
+
+
+@compiled_raw(first_lane, lambda mask: types.intp)
+def _(context, builder, sig, args):
+    # A bit more, set above the lanes, stands for none.
+    n = sig.args[0].lanes
+    bits = builder.zext(builder.bitcast(args[0], ir.IntType(n)), ir.IntType(64))
+    bits = builder.or_(bits, ir.Constant(ir.IntType(64), 1 << n))
+    return builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
+
+
+def lane(x, k):
+    """The value of lane k."""
+    return x[k]
+
+
+@compiled_raw(lane, lambda x, k: x.dtype)
+def _(context, builder, sig, args):
+    return builder.extract_element(args[0], context.cast(builder, args[1], sig.args[1], types.int32))
+
+
+def _fold(builder, x, combine):
+    """Halve x onto itself until one lane is left: always the same order."""
+    i32, n = ir.IntType(32), x.type.count
+    while n > 1:
+        n //= 2
+        half = [ir.Constant(ir.VectorType(i32, n), list(range(k, k + n))) for k in (0, n)]
+        undef = ir.Constant(x.type, ir.Undefined)
+        x = combine(*(builder.shuffle_vector(x, undef, h) for h in half))
+    return builder.extract_element(x, ir.Constant(i32, 0))
+
+
+def _fold_array(x, combine):
+    while len(x) > 1:
+        x = combine(x[: len(x) // 2], x[len(x) // 2 :])
+    return x[0]
+
+
+def total(x):
+    """Sum of the lanes."""
+    return _fold_array(x, np.add)
+
+
+@compiled_raw(total, lambda x: x.dtype)
+def _(context, builder, sig, args):
+    return _fold(builder, args[0], builder.fadd)
+
+
+def largest(x):
+    """Largest of the lanes (which hold no NaN)."""
+    return _fold_array(x, maximum)
+
+
+@compiled_raw(largest, lambda x: x.dtype)
+def _(context, builder, sig, args):
+    return _fold(builder, args[0], lambda a, b: larger(builder, a, b))
+
+
+def add_wide(wide, x):
+    """`wide` (float64 lanes) plus the lanes of x, added two by two in float64 where x is float32."""
+    return wide + (x if len(x) == len(wide) else x[: len(wide)].astype(np.float64) + x[len(wide) :])
+
+
+@compiled_raw(add_wide, lambda wide, x: wide)
+def _(context, builder, sig, args):
+    wide, x = args
+    if x.type.count != wide.type.count:
+        n = wide.type.count
+        undef = ir.Constant(x.type, ir.Undefined)
+        low, high = (
+            builder.fpext(
+                builder.shuffle_vector(x, undef, ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(k, k + n)))),
+                wide.type,
+            )
+            for k in (0, n)
+        )
+        x = builder.fadd(low, high)
+    return builder.fadd(wide, x)
