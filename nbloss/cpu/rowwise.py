@@ -13,7 +13,8 @@ from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of
 from nbloss.cpu.picks import picks
-from nbloss.cpu.rows import dense_mass, rows
+from nbloss.cpu.results import dense_mass
+from nbloss.cpu.rows import rows
 from nbloss.cpu.simd import VECTOR_BYTES, borrowed, inline, lanes, side_by_side
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import tiles
