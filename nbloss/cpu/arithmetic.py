@@ -2,14 +2,22 @@
 
 import operator
 
+import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
-from numba.core import types
+from numba.core import config, types
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, register_model
 
 VECTOR_BYTES = 64
+
+
+def processor_has(feature):
+    """Whether the processor that kernels are compiled for has a feature, by LLVM's name for it."""
+    if config.CPU_FEATURES is not None:
+        return f"+{feature}" in config.CPU_FEATURES.split(",")
+    return llvm.get_host_cpu_features().get(feature, False)
 
 
 class Vec(types.Type):

@@ -1,6 +1,7 @@
 """What is read from the bits of floats, and made of them."""
 
 import struct
+from decimal import Context, Decimal, localcontext
 
 import llvmlite.ir as ir
 import numpy as np
@@ -30,6 +31,44 @@ def shifted_to_exponent(x):
 def _(builder, x):
     bits = builder.bitcast(x, vector_of_ints(x.type))
     return builder.bitcast(builder.shl(bits, ints(x.type, _mantissa_bits(x.type))), x.type)
+
+
+def _roots(count, dtype):
+    """2^(k / count) for each k below count, and what rounding them has left out, relative to them."""
+    with localcontext(Context(prec=40)):
+        exact = [Decimal(2) ** (Decimal(k) / count) for k in range(count)]
+        rounded = [Decimal(float(dtype(v))) for v in exact]
+        return np.array(rounded, dtype), np.array([(v - r) / r for v, r in zip(exact, rounded)], dtype)
+
+
+_ROOTS = {23: _roots(16, np.float32), 52: _roots(8, np.float64)}
+
+
+def root_of_two(x):
+    """2^(k / n) and, relative to it, what rounding left out: for an x of n lanes with k + n·bias in its low bits."""
+    roots, left_out = _ROOTS[_mantissa_bits(x)]
+    bits = _bits(x)
+    place = bits & (len(roots) - 1)
+    power = (bits // len(roots)) << _mantissa_bits(x)
+    return (_bits(roots)[place] - _bits(roots)[0] + power).view(x.dtype), left_out[place]
+
+
+@compiled_raw(root_of_two, lambda x: types.containers.UniTuple(x, 2))
+def _(context, builder, sig, args):
+    (x,) = args
+    vt = vector_of_ints(x.type)
+    roots, left_out = _ROOTS[_mantissa_bits(x.type)]
+    shift = _mantissa_bits(x.type) - (vt.count.bit_length() - 1)
+    places = builder.bitcast(x, vt)
+    name = f"llvm.x86.avx512.permvar.{'si' if vt.count == 16 else 'di'}.512"  # shuffles a register, by AVX-512 alone
+    permute = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(vt, [vt, vt]), name)
+    # Of a root, its mantissa less its place, which comes back with the exponent.
+    mantissas = _bits(roots) - _bits(roots)[0] - (np.arange(vt.count) << shift)
+    mantissa, rest = (
+        builder.call(permute, [ir.Constant(vt, table.tolist()), places]) for table in (mantissas, _bits(left_out))
+    )
+    power = builder.add(mantissa, builder.shl(places, ints(x.type, shift)))
+    return context.make_tuple(builder, sig.return_type, [builder.bitcast(v, x.type) for v in (power, rest)])
 
 
 # Bits of sqrt(1/2): taking them away first puts every mantissa into [sqrt(1/2), sqrt(2)).

@@ -3,7 +3,7 @@
 import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
-from numba.core import config, types
+from numba.core import types
 from numba.core.typing.templates import signature
 
 from nbloss.cpu.arithmetic import (
@@ -15,17 +15,14 @@ from nbloss.cpu.arithmetic import (
     compiled_raw,
     llvm_vector,
     nothing,
+    processor_has,
 )
 from nbloss.cpu.lanes import lane_mask, lanes
 from nbloss.cpu.parts import inline
 from nbloss.half import decoded, encoded
 
 LLVM_BEFORE_22 = llvm.llvm_version_info < (22,)
-ROUNDS_TO_BFLOAT16 = (
-    "+avx512bf16" in config.CPU_FEATURES
-    if config.CPU_FEATURES is not None
-    else llvm.get_host_cpu_features().get("avx512bf16", False)
-)
+ROUNDS_TO_BFLOAT16 = processor_has("avx512bf16")
 
 
 class BFloat(ir.Type):
