@@ -89,6 +89,17 @@ def _(context, builder, sig, args):
     return builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
 
 
+def any_lane(mask):
+    """Whether the mask holds in some lane."""
+    return bool(np.any(mask))
+
+
+@compiled_raw(any_lane, lambda mask: types.boolean)
+def _(context, builder, sig, args):
+    bits = ir.IntType(sig.args[0].lanes)
+    return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), ir.Constant(bits, 0))
+
+
 def lane(x, k):
     """The value of lane k."""
     return x[k]

@@ -15,7 +15,7 @@ from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of
 from nbloss.cpu.picks import picks
 from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
-from nbloss.cpu.simd import VECTOR_BYTES, borrowed, inline, lanes, side_by_side
+from nbloss.cpu.simd import VECTOR_BYTES, aligned_at, borrowed, inline, lanes, side_by_side
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import tiles
 from nbloss.problem import Array
@@ -55,10 +55,12 @@ def _driver(chunk):
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
-            tile = np.empty(room, weight.dtype)
+            tile = np.empty(room + lanes(like), weight.dtype)
             facts = np.empty(lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
-            scratch = (borrowed(tile), borrowed(facts), borrowed(labels), width, near, mass, scale)
+            start = aligned_at(tile, like)  # Numba aligns to half a line
+            lined_up = borrowed(tile)[start : start + room]
+            scratch = (lined_up, borrowed(facts), borrowed(labels), width, near, mass, scale)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
@@ -152,7 +154,7 @@ def prepare(
             vector = (classes + step) * VECTOR_BYTES
             width = near = max(min(WIDEST, NEAR // vector), min(USUAL, FAR // vector), 1)
         lead = width * step
-        room = (classes + step) * near * step  # blocks of (step, step), whatever the number of classes
+        room = (classes + step) * (near | 1) * step  # blocks of (step, step), whatever the number of classes
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
     constants = (layout_of(views), kind, form, past, ignore, share, uniform, scan, mean, width, near, room, like)

@@ -102,11 +102,11 @@ def tiles(operands, mode, unit, like, scratch):
     i = unit // per_plane
     start = (unit - i * per_plane) * width * step
     stop = min(start + width * step, x.shape[2])
-    lead = near * step  # the tile is (classes, near, lanes)
+    lead = (near | 1) * step  # the tile is (classes, near, lanes)
     lined_up = near == 1 and x.strides[1] == x.itemsize
     value_sum = broadcast(0.0, np.float64(0.0))
-    for low in range(start, stop, lead):
-        high = min(low + lead, stop)
+    for low in range(start, stop, near * step):
+        high = min(low + near * step, stop)
         if lined_up:
             m = broadcast(NEG_INF, like)
             for j in range(0, classes, step):

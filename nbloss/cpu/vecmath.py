@@ -9,6 +9,7 @@ log_complement 2 ulp (tests/test_vecmath.py).
 from nbloss import formulas
 from nbloss.cpu.simd import (
     absolute,
+    any_lane,
     exponent_of,
     fma,
     held,
@@ -98,12 +99,15 @@ def scale_of(m):
     """What `scaled_exp` must know of the largest of its arguments."""
     # A large m is taken from every x first, exactly wherever the result is not 0 (Sterbenz: x lies in [m / 2, 2 m], or
     # is too far away).
-    c = where(absolute(m) < (256.0 if is_single(m) else 2048.0), 0.0, m)
+    size = absolute(m)
+    limit = 256.0 if is_single(m) else 2048.0
+    c = where(size < limit, 0.0, m)
+    some_large = any_lane(size >= limit)  # where none is, no x waits for a difference: 1.1 times faster
     if is_single(m):
         k = fma(m - c, LOG2E, ROUND_32) - ROUND_32
-        return c, (k - 159.0) * LN2, fma(k, -PARTS_32, ROUND_32 + 32.0 * PARTS_32)
+        return some_large, c, (k - 159.0) * LN2, fma(k, -PARTS_32, ROUND_32 + 32.0 * PARTS_32)
     k = fma(m - c, LOG2E, ROUND_64) - ROUND_64
-    return c, (k - 1087.0) * LN2, fma(k, -PARTS_64, ROUND_64 + 64.0 * PARTS_64)
+    return some_large, c, (k - 1087.0) * LN2, fma(k, -PARTS_64, ROUND_64 + 64.0 * PARTS_64)
 
 
 @inline
@@ -113,8 +117,8 @@ def scaled_exp(x, scale):
     scaled_exp(x) / scaled_exp(m) is exp(x - m) within 2.5 ulp, 1 where they are equal, and 0 at -inf: rounding x - m
     would cost 8 ulp of exp(-20) in float32. The power of two keeps every result normal that is not 0 as a quotient.
     """
-    c, lowest, round_to = scale
-    return _exp(maximum(lowest, x - c), round_to)
+    some_large, c, lowest, round_to = scale
+    return _exp(maximum(lowest, x - c if some_large else x), round_to)
 
 
 @inline
