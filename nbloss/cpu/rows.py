@@ -215,7 +215,8 @@ def _row(operands, mode, i, top, following, scratch, like):
         slack = broadcast(mass - uniform * w_t, like)
         at_target = factor * target_gradient(broadcast(rest, like), whole, a, slack)
         of_max = broadcast(unit, like)
-        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, whole, a / whole, of_max, 1.0 / of_max)
+        shares = (a / whole, of_max, of_max / whole, 1.0 / of_max)
+        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, *shares)
         write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, near, target, at_target, like)
     return np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass), top
 
