@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ def layer() -> str:
 class Launch:
     """A kernel over `units` pieces of `unit_elements` elements: all of a call but its memory and its numbers.
 
-    `constants` are arguments that follow those of a call; the result is a tuple of sums, added in order.
+    A kernel takes `units`, how many of them make a block, the first and the last block, `constants`, and then what a
+    call gives; the result is a tuple of sums, added in order.
     """
 
     def __init__(
@@ -72,16 +73,17 @@ class Launch:
         step = max(1, BLOCK // max(1, unit_elements))
         self._blocks = -(-units // step)
         self._elements = units * unit_elements
-        self._constants = (*constants, units, step)
+        self._units, self._step, self._constants = units, step, constants
         self._breath = max(1, BREATH // (step * max(1, unit_elements)))
 
         self.is_one_call = self._blocks <= self._breath
 
-    def quickest(self) -> tuple[Callable[..., Sequence[float]], tuple[Any, ...]]:
-        """A function that does this, and what it takes after the arguments of a call."""
+    def quickest(self) -> Callable[..., Sequence[float]]:
+        """A function that does this: where no thread is woken, the kernel itself."""
         if self._elements >= PARALLEL or not self.is_one_call:
-            return self, ()
-        return self._kernel.variant(False, *self._dtypes), (*self._constants, 0, self._blocks)
+            return self
+        serial = self._kernel.variant(False, *self._dtypes)
+        return partial(serial, self._units, self._step, 0, self._blocks, *self._constants)
 
     def __call__(self, *args: Any) -> list[float]:
         threads = _threads_for(self._blocks, self._elements)
@@ -92,7 +94,8 @@ class Launch:
             if threads > 1:
                 numba.set_num_threads(threads)
             for first in range(0, self._blocks, self._breath):
-                sums = driver(*args, *self._constants, first, min(self._blocks, first + self._breath))
+                last = min(self._blocks, first + self._breath)
+                sums = driver(self._units, self._step, first, last, *self._constants, *args)
                 total = [a + b for a, b in zip(total, sums)] if total else list(sums)
         finally:
             if threads > 1:

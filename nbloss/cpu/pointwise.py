@@ -127,7 +127,7 @@ def _driver(formula):
 
     # x, t, weight, pos_weight, upstream, gradient, loss: (outer, inner), upstream being the factor of the gradient
     def driver(
-        x, t, weight, pos_weight, upstream, gradient, loss, layout, want, like, units, step, first_block, stop_block
+        units, step, first_block, stop_block, layout, want, like, x, t, weight, pos_weight, upstream, gradient, loss
     ):
         x, t, weight, pos_weight, upstream, gradient, loss = arrays_at(
             (x, t, weight, pos_weight, upstream, gradient, loss), layout
@@ -163,7 +163,7 @@ def _signature(x, t):
     vector = array_type(compute.name, 2)
     written = array_type(x, 2, writable=True), array_type(compute.name, 2, writable=True)
     arrays = (array_type(x, 2), array_type(t, 2), vector, vector, vector, *written)
-    return (*map(Address, arrays), LAYOUT, types.intp, compute, *[types.intp] * 4)
+    return (*[types.intp] * 4, LAYOUT, types.intp, compute, *map(Address, arrays))
 
 
 KERNELS = {name: Kernel(name, _driver(f), _signature) for name, f in formulas.POINTWISE.items()}

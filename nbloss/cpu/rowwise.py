@@ -36,9 +36,9 @@ def _driver(chunk):
     # row is multiplied by its upstream, or by factor; of all rows, where mean, divided by the weight of the labels.
     # Absent: q is x, the others have no element. Where labels are scanned, they give the divisor.
     def driver(
-        x, t, q, weight, upstream, out, loss, factor, divisor,
-        layout, kind, form, past, ignore, share, uniform, scan, mean, width, near, room, like,
         units, step, first_block, stop_block,
+        layout, kind, form, past, ignore, share, uniform, scan, mean, width, near, room, like,
+        x, t, q, weight, upstream, out, loss, factor, divisor,
     ):  # fmt: skip
         x, t, q, weight, upstream, out, loss = arrays_at((x, t, q, weight, upstream, out, loss), layout)
         mode = (kind, form, past, ignore, share, uniform)
@@ -83,9 +83,9 @@ def _signature(x, t, q):
         array_type(x, 3, writable=True), array_type(name, 2, writable=True),
     )  # fmt: skip
     return (
-        *map(Address, arrays), types.float64, types.float64,
-        LAYOUT, types.intp, types.intp, types.intp, types.int64, compute, compute, *[types.intp] * 5, compute,
         *[types.intp] * 4,
+        LAYOUT, types.intp, types.intp, types.intp, types.int64, compute, compute, *[types.intp] * 5, compute,
+        *map(Address, arrays), types.float64, types.float64,
     )  # fmt: skip
 
 

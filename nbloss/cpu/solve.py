@@ -71,13 +71,13 @@ def _deliver(out: Array, written: Array) -> None:
         out[...] = written
 
 
-def _reduced(total: float, count: float, dtype: np.dtype[Any]) -> Any:
-    """The sum over a count, as the scalar that users receive."""
+def _reduced(total: float, count: float, one: Any) -> Any:
+    """The sum over a count, as the scalar that users receive: of the type of `one`."""
     value = total / count if count else divided(total, count)
     if -3e38 < value < 3e38:
-        return _UNITS[dtype] * value  # 37 ns, dtype.type(value) takes 120
+        return one * value  # 37 ns, type(one)(value) takes 120
     with np.errstate(over="ignore"):
-        return dtype.type(value)
+        return type(one)(value)
 
 
 # --- pointwise ----------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool
     total = _run_pointwise(problem, _want(value, out), scale, written, loss)
     if out is not None and written is not None:
         _deliver(out, written)
-    return loss if loss is not None or not value else _reduced(total, count, dtype)
+    return loss if loss is not None or not value else _reduced(total, count, _UNITS[dtype])
 
 
 def _run_pointwise(problem: Pointwise, want: int, scale: Array, out: Array | None, loss: Array | None) -> float:
@@ -116,8 +116,7 @@ def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan 
     (call, operands), *more = islice(_pointwise_calls(problem, _want(value, out), unit, out, loss), 2)
     if more or not call.is_one_call:
         return None
-    driver, constants = call.quickest()
-    ones = _ONES[dtype]
+    driver, ones, one = call.quickest(), _ONES[dtype], _UNITS[dtype]
     no_out, no_loss = operands[5] if out is None else ones, operands[6] if loss is None else ones
 
     def run(
@@ -131,10 +130,10 @@ def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan 
         scale = unit if factor == 1.0 else np.array(divided(factor, count), dtype)
         loss = np.empty(shape, dtype) if unreduced else no_loss
         gradient = no_out if out is None else out
-        total, faults = driver(x, target, weight, pos_weight, scale, gradient, loss, *constants)
+        total, faults = driver(x, target, weight, pos_weight, scale, gradient, loss)
         if faults and check:
             refuse_probabilities(x)
-        return loss if unreduced else _reduced(total, count, dtype) if value else None
+        return loss if unreduced else _reduced(total, count, one) if value else None
 
     return run
 
@@ -202,7 +201,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
             total += call(*operands, multiplier, count)[0]
     if out is not None and written is not None:
         _deliver(out, written)
-    return loss if loss is not None or not value else _reduced(total, count if mean else 1.0, dtype)
+    return loss if loss is not None or not value else _reduced(total, count if mean else 1.0, _UNITS[dtype])
 
 
 def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -> Plan | None:
@@ -216,7 +215,7 @@ def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -
     (call, operands), *more = islice(_rowwise_calls(problem, first, scan, _ONES[FLOAT64], out, loss), 2)
     if more or not call.is_one_call or (labelled and not rowwise_kernels.can_scan(operands[1])):
         return None
-    driver, constants = call.quickest()
+    driver, one = call.quickest(), _UNITS[dtype]
     after = [next(_rowwise_calls(problem, stage, 0, _ONES[FLOAT64], out, None))[0] for stage in later]
     _, no_labels, _, no_weight, no_upstream, no_out, no_loss = rowwise_kernels.operands(
         operands[0][:0], None, None, _NO_WEIGHT[dtype], None, None, None
@@ -226,13 +225,13 @@ def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -
         labels, masses = target if labelled else no_labels, target if dense else x
         loss = np.empty(shape, dtype) if unreduced else no_loss
         written = no_out if out is None else out
-        total, bad, divisor = driver(x, labels, masses, weight, no_upstream, written, loss, factor, count, *constants)
+        total, bad, divisor = driver(x, labels, masses, weight, no_upstream, written, loss, factor, count)
         if bad and scan == CHECKED:
             refuse_labels(target, classes, ignore)
         for call in after:
             written[...] = 0
             call(x, labels, masses, weight, no_upstream, written, no_loss, factor, divisor)
-        return loss if unreduced else _reduced(total, divisor if mean else 1.0, dtype) if value else None
+        return loss if unreduced else _reduced(total, divisor if mean else 1.0, one) if value else None
 
     return run
 
