@@ -2,10 +2,10 @@
 
 import operator
 
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 from numba.core import config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, register_model
@@ -15,9 +15,8 @@ VECTOR_BYTES = 64
 
 def processor_has(feature):
     """Whether the processor that kernels are compiled for has a feature, by LLVM's name for it."""
-    if config.CPU_FEATURES is not None:
-        return f"+{feature}" in config.CPU_FEATURES.split(",")
-    return llvm.get_host_cpu_features().get(feature, False)
+    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return f"+{feature}" in features.split(",")
 
 
 class Vec(types.Type):
