@@ -98,6 +98,25 @@ def test_a_common_offset_changes_nothing(dtype):
         np.testing.assert_array_equal(gradient, [[0.5, -0.5]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 20), (20, 20), (3, 300), (3, 9000)])
+def test_offsets_of_single_rows(rng, dtype, shape):
+    """Each row keeps its digits, whatever the size of its neighbours."""
+    shape = (shape[0], few(shape[1], 1200))
+    x = rng.integers(-8, 8, shape).astype(dtype)
+    labels = rng.integers(0, shape[1], len(x))
+    expected, expected_gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+    for offset in (255, -257, 2048, 2**18):  # all sums are exact
+        moved = x.copy()
+        moved[1] += offset
+        loss, gradient = nbloss.cross_entropy.value_and_grad(moved, labels, reduction="none")
+        assert ulps(loss, expected).max() <= 2
+        assert ulps(gradient, expected_gradient).max() <= 4
+        p = nbloss.softmax(moved, axis=1)
+        np.testing.assert_array_equal(p[[0, 2]], nbloss.softmax(x, axis=1)[[0, 2]])
+        assert ulps(p, nbloss.softmax(x, axis=1)).max() <= 4
+
+
 @extended
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", [0, 1])
