@@ -152,7 +152,7 @@ def prepare(
         width, near = LINED_UP, 1
         if x.strides[2] == x.itemsize and inner > step:
             vector = (classes + step) * VECTOR_BYTES
-            width = near = max(min(WIDEST, NEAR // vector), min(USUAL, FAR // vector), 1)
+            width = near = max(min(WIDEST, NEAR // vector - 1), min(USUAL, FAR // vector), 1)
         lead = width * step
         room = (classes + step) * (near | 1) * step  # blocks of (step, step), whatever the number of classes
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead

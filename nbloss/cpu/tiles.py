@@ -102,7 +102,7 @@ def tiles(operands, mode, unit, like, scratch):
     i = unit // per_plane
     start = (unit - i * per_plane) * width * step
     stop = min(start + width * step, x.shape[2])
-    lead = (near | 1) * step  # the tile is (classes, near, lanes)
+    lead = (near | 1) * step  # the tile is (classes, near, lanes); an even number of lines apart, classes share sets
     lined_up = near == 1 and x.strides[1] == x.itemsize
     value_sum = broadcast(0.0, np.float64(0.0))
     for low in range(start, stop, near * step):

@@ -27,7 +27,8 @@ LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 # ln 2 in two parts, the first short enough that n·LN2_HIGH is exact for every exponent n.
 LN2_HIGH_32, LN2_LOW_32 = 0.693359375, -2.12194440054690581e-4
 LN2_HIGH_64, LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-# Parts of a binade, looked up where a register holds their powers of two: 10 cycles a vector of float32, not 13.
+# Parts of a binade, whose powers of two are looked up where a register holds them: without, rows of 1000 classes took
+# 1.2 times as long in float64, and up to 1.1 times in float32.
 LOOKS_UP = processor_has("avx512f")
 PARTS_32, PARTS_64 = (16.0, 8.0) if LOOKS_UP else (1.0, 1.0)
 # Adding this rounds to an integer and leaves it, plus that of the exponent's bias, in the low bits.
@@ -36,7 +37,7 @@ ROUND_32, ROUND_64 = 1.5 * 2.0**23 + 127.0 * PARTS_32, 1.5 * 2.0**52 + 1023.0 * 
 
 @inline
 def _exp(x, round_to):
-    """exp(x) times the power of two by which round_to, ROUND and a multiple of PARTS, says so."""
+    """exp(x) 2^p for round_to = ROUND + p PARTS, and 0 where the power of two has the exponent of 0."""
     if is_single(x):
         shifted = fma(x, held(LOG2E * PARTS_32, x), round_to)
         n = shifted - round_to
