@@ -1,0 +1,131 @@
+"""Vectors to and from arrays of any stride, and vectors of which a part only is there."""
+
+import llvmlite.ir as ir
+import numpy as np
+from numba.core import types
+
+from nbloss.cpu.arithmetic import Vec, compiled_raw, llvm_vector, nothing
+from nbloss.cpu.lanes import lanes
+from nbloss.cpu.memory import aligned_at, decode, encode, load, load_first, storage, store, store_first, stream
+from nbloss.cpu.parts import inline
+from nbloss.half import decoded, encoded
+
+
+def gather(a, i, count, like):
+    """a[i], a[i + 1], …, of any stride; lanes from `count` on repeat the last one read."""
+    return decoded(np.asarray(a[np.minimum(np.arange(i, i + lanes(like)), i + count - 1)]))
+
+
+@compiled_raw(gather, lambda a, i, count, like: Vec(like))
+def _(context, builder, sig, args):
+    vt = llvm_vector(sig.return_type)
+    element, _ = storage(sig.args[0])
+    raw = ir.Constant(ir.VectorType(element, vt.count), ir.Undefined)
+    last = builder.sub(context.cast(builder, args[2], sig.args[2], types.intp), ir.Constant(ir.IntType(64), 1))
+    for k in range(vt.count):
+        k = ir.Constant(ir.IntType(64), k)
+        clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
+        item = builder.load(_strided_pointer(context, builder, sig, args, clipped))
+        item.align = 1
+        raw = builder.insert_element(raw, item, builder.trunc(k, ir.IntType(32)))
+    return decode(builder, sig.args[0].dtype, raw, vt)
+
+
+def _strided_pointer(context, builder, sig, args, k):
+    """Address of element args[1] + k of the strided array args[0]."""
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    i = builder.add(context.cast(builder, args[1], sig.args[1], types.intp), k)
+    offset = builder.mul(i, builder.extract_value(array.strides, 0))
+    base = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+    return builder.bitcast(builder.gep(base, [offset]), storage(sig.args[0])[0].as_pointer())
+
+
+def scatter(a, i, count, value):
+    """Store the first `count` lanes into a[i], a[i + 1], …, of any stride."""
+    a[i : i + count] = encoded(value, a.dtype)[:count]
+
+
+@compiled_raw(scatter, nothing)
+def _(context, builder, sig, args):
+    value = encode(builder, sig.args[0].dtype, args[3])
+    last = builder.sub(context.cast(builder, args[2], sig.args[2], types.intp), ir.Constant(ir.IntType(64), 1))
+    # Downwards: lanes past `count` land on the last element before its own value does.
+    for k in reversed(range(value.type.count)):
+        k = ir.Constant(ir.IntType(64), k)
+        clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
+        item = builder.extract_element(value, builder.trunc(k, ir.IntType(32)))
+        builder.store(item, _strided_pointer(context, builder, sig, args, clipped)).align = 1
+    return context.get_dummy_value()
+
+
+@inline
+def take(a, i, count, fill, like):
+    """The first `count` lanes at i of a unit-stride array, `fill` in the others."""
+    if count == lanes(like):
+        return load(a, i, like)
+    return load_first(a, i, count, fill, like)
+
+
+@inline
+def put(a, i, count, value, like):
+    """Store the first `count` lanes into a unit-stride array."""
+    if count == lanes(like):
+        store(a, i, value)
+    else:
+        store_first(a, i, count, value)
+
+
+@inline
+def read(a, i, count, fill, like):
+    """As `take`, for any stride; the lanes past `count` hold `fill` or the last one read."""
+    return take(a, i, count, fill, like) if a.strides[0] == a.itemsize else gather(a, i, count, like)
+
+
+@inline
+def write(a, i, count, value, like):
+    """As `put`, for any stride."""
+    if a.strides[0] == a.itemsize:
+        put(a, i, count, value, like)
+    else:
+        scatter(a, i, count, value)
+
+
+@inline
+def read_into(values, at, a, start, stop, like):
+    """values[at:] = a[start:stop], for any stride."""
+    step = lanes(like)
+    at -= start
+    whole = start
+    if a.strides[0] == a.itemsize:
+        whole += (stop - start) // step * step
+        for k in range(start, whole, step):
+            store(values, at + k, load(a, k, like))
+    for k in range(whole, stop, step):
+        store(values, at + k, read(a, k, min(step, stop - k), 0.0, like))
+
+
+@inline
+def write_from(values, at, out, start, stop, past, like):
+    """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
+    step = lanes(like)
+    at -= start
+    i = start
+    if out.strides[0] == out.itemsize:
+        aligned = aligned_at(out, like) if past else -1
+        if aligned >= 0:
+            count = min((aligned - start) % step, stop - start)
+            if count:
+                store_first(out, i, count, load_first(values, at + i, count, 0.0, like))
+                i += count
+        whole = i + (stop - i) // step * step
+        if aligned >= 0:
+            for k in range(i, whole, step):
+                stream(out, k, load(values, at + k, like))
+        else:
+            for k in range(i, whole, step):
+                store(out, k, load(values, at + k, like))
+        i = whole
+    while i < stop:
+        count = min(step, stop - i)
+        write(out, i, count, take(values, at + i, count, 0.0, like), like)
+        i += count
