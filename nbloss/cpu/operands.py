@@ -1,7 +1,8 @@
 """Arrays as kernels take them: an address each, and one array of integers that says how all of them lie.
 
 Numba makes an array of a Python argument in 37 ns, mostly for a reference count that no kernel needs; an address takes
-2 ns, needs no view of another shape, and how arrays lie is worked out once for all calls that are alike.
+2 ns, needs no view of another shape, and how arrays lie is worked out once for all calls that are alike. So are other
+integers, 10 ns each as arguments, which follow in the same array.
 """
 
 import llvmlite.ir as ir
@@ -41,21 +42,34 @@ def _(typ, obj, c):
 LAYOUT = Address(types.Array(types.int64, 1, "C", readonly=True))
 
 
-def layout_of(views):
-    """How arrays lie, for `arrays_at`."""
+def layout_of(views, *more):
+    """How arrays lie, for `arrays_at`, and `more` integers, for `numbers_at`."""
     if config.DISABLE_JIT:
-        return [(a.dtype, a.shape, a.strides) for a in views]
+        return [*((a.dtype, a.shape, a.strides) for a in views), *more]
     numbers = []
     for a in views:
         numbers += a.shape
         numbers += a.strides
-    return np.array(numbers, np.int64)
+    return np.array([*numbers, *more], np.int64)
 
 
 def arrays_at(addresses, layout):
     """Arrays that begin where the given ones do, without a reference count: those must outlive them."""
     as_strided = np.lib.stride_tricks.as_strided
     return [as_strided(a.view(dtype), shape, strides) for a, (dtype, shape, strides) in zip(addresses, layout)]
+
+
+def numbers_at(addresses, layout, example):
+    """As many integers as `example` has, which follow how the arrays at the addresses lie."""
+    return layout[len(addresses) : len(addresses) + len(example)]
+
+
+@compiled_raw(numbers_at, lambda addresses, layout, example: example)
+def _(context, builder, sig, args):
+    place = builder.bitcast(args[1], INT.as_pointer())
+    skipped = sum(2 * a.array.ndim for a in sig.args[0])
+    numbers = [builder.load(builder.gep(place, [ir.Constant(INT, skipped + k)])) for k in range(len(sig.return_type))]
+    return context.make_tuple(builder, sig.return_type, numbers)
 
 
 @compiled_raw(arrays_at, lambda addresses, layout: types.containers.Tuple([a.array for a in addresses]))

@@ -11,7 +11,7 @@ from numba.core import types
 
 from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of
+from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
 from nbloss.cpu.picks import picks
 from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
@@ -20,6 +20,7 @@ from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import tiles
 from nbloss.problem import Array
 
+NINE = (0,) * 9
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 # Vectors of rows in a unit of work. Rows side by side share a tile, and long lines suit memory: up to WIDEST vectors in
 # NEAR bytes (beyond, malloc asks the operating system each time), else USUAL ones (1.9 times faster than one for 1000
@@ -36,11 +37,12 @@ def _driver(chunk):
     # row is multiplied by its upstream, or by factor; of all rows, where mean, divided by the weight of the labels.
     # Absent: q is x, the others have no element. Where labels are scanned, they give the divisor.
     def driver(
-        units, step, first_block, stop_block,
-        layout, kind, form, past, ignore, share, uniform, scan, mean, width, near, room, like,
+        units, step, first_block, stop_block, layout, share, uniform, like,
         x, t, q, weight, upstream, out, loss, factor, divisor,
     ):  # fmt: skip
-        x, t, q, weight, upstream, out, loss = arrays_at((x, t, q, weight, upstream, out, loss), layout)
+        addresses = (x, t, q, weight, upstream, out, loss)
+        x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
+        kind, form, past, ignore, scan, mean, width, near, room = numbers_at(addresses, layout, NINE)
         mode = (kind, form, past, ignore, share, uniform)
         bad = 0.0
         if scan:  # labels out of range must be known before anything is written
@@ -83,9 +85,7 @@ def _signature(x, t, q):
         array_type(x, 3, writable=True), array_type(name, 2, writable=True),
     )  # fmt: skip
     return (
-        *[types.intp] * 4,
-        LAYOUT, types.intp, types.intp, types.intp, types.int64, compute, compute, *[types.intp] * 5, compute,
-        *map(Address, arrays), types.float64, types.float64,
+        *[types.intp] * 4, LAYOUT, compute, compute, compute, *map(Address, arrays), types.float64, types.float64,
     )  # fmt: skip
 
 
@@ -157,7 +157,8 @@ def prepare(
         room = (classes + step) * (near | 1) * step  # blocks of (step, step), whatever the number of classes
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
-    constants = (layout_of(views), kind, form, past, ignore, share, uniform, scan, mean, width, near, room, like)
+    layout = layout_of(views, kind, form, past, ignore, scan, mean, width, near, room)
+    constants = (layout, share, uniform, like)
     return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements)
 
 
