@@ -14,12 +14,15 @@ DISTRIBUTIONS = ("nbloss", "numpy", "numba", "llvmlite", "scipy", "torch", "jax"
 
 
 def cpu_model() -> str:
-    """The processor's name as its maker writes it."""
+    """The processor's name as its maker writes it, and its family where a virtual machine hides the rest."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+        told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+        name = told["model name"]
+        if "cpu family" not in told or re.search(r"\d", name):
+            return name
+        return f"{name}, family {told['cpu family']}, model {told['model']}"
+    except (OSError, KeyError):
         pass
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
