@@ -59,19 +59,6 @@ def arrays_at(addresses, layout):
     return [as_strided(a.view(dtype), shape, strides) for a, (dtype, shape, strides) in zip(addresses, layout)]
 
 
-def numbers_at(addresses, layout, example):
-    """As many integers as `example` has, which follow how the arrays at the addresses lie."""
-    return layout[len(addresses) : len(addresses) + len(example)]
-
-
-@compiled_raw(numbers_at, lambda addresses, layout, example: example)
-def _(context, builder, sig, args):
-    place = builder.bitcast(args[1], INT.as_pointer())
-    skipped = sum(2 * a.array.ndim for a in sig.args[0])
-    numbers = [builder.load(builder.gep(place, [ir.Constant(INT, skipped + k)])) for k in range(len(sig.return_type))]
-    return context.make_tuple(builder, sig.return_type, numbers)
-
-
 @compiled_raw(arrays_at, lambda addresses, layout: types.containers.Tuple([a.array for a in addresses]))
 def _(context, builder, sig, args):
     place = builder.bitcast(args[1], INT.as_pointer())
@@ -92,3 +79,16 @@ def _(context, builder, sig, args):
         )
         arrays.append(array._getvalue())
     return context.make_tuple(builder, sig.return_type, arrays)
+
+
+def numbers_at(addresses, layout, example):
+    """As many integers as `example` has, which follow how the arrays at the addresses lie."""
+    return layout[len(addresses) : len(addresses) + len(example)]
+
+
+@compiled_raw(numbers_at, lambda addresses, layout, example: example)
+def _(context, builder, sig, args):
+    place = builder.bitcast(args[1], INT.as_pointer())
+    skipped = sum(2 * a.array.ndim for a in sig.args[0])
+    numbers = [builder.load(builder.gep(place, [ir.Constant(INT, skipped + k)])) for k in range(len(sig.return_type))]
+    return context.make_tuple(builder, sig.return_type, numbers)

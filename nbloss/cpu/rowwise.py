@@ -61,8 +61,8 @@ def _driver(chunk):
             facts = np.empty(lanes(like), weight.dtype)
             labels = np.empty(lanes(like), np.int64)
             start = aligned_at(tile, like)  # Numba aligns to half a line
-            lined_up = borrowed(tile)[start : start + room]
-            scratch = (lined_up, borrowed(facts), borrowed(labels), width, near, mass, scale)
+            aligned = borrowed(tile)[start : start + room]
+            scratch = (aligned, borrowed(facts), borrowed(labels), width, near, mass, scale)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)

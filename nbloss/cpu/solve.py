@@ -38,7 +38,7 @@ Plan = Callable[..., Any]
 
 _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
 _UNITS = {dtype: dtype.type(1) for dtype in (FLOAT32, FLOAT64)}
-KEEPS_TYPE = type(_UNITS[FLOAT32] * 1.0) is np.float32  # before NumPy 2, the product is a float64
+_KEEPS_TYPE = type(_UNITS[FLOAT32] * 1.0) is np.float32  # before NumPy 2, the product is a float64
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
 STREAM_FROM = 1 << 24  # bytes of gradient from which it is written past the caches
 
@@ -75,7 +75,7 @@ def _deliver(out: Array, written: Array) -> None:
 def _reduced(total: float, count: float, one: Any) -> Any:
     """The sum over a count, as the scalar that users receive: of the type of `one`."""
     value = total / count if count else divided(total, count)
-    if KEEPS_TYPE and -3e38 < value < 3e38:
+    if _KEEPS_TYPE and -3e38 < value < 3e38:
         return one * value  # 37 ns, type(one)(value) takes 120
     with np.errstate(over="ignore"):
         return type(one)(value)
