@@ -135,9 +135,14 @@ def mass_gap(q, m, x):
     return where(q == ZERO, ZERO, q * (m - x))
 
 
-def row_loss(kept, m, x_t, gap, mass, log_norm):
-    """The loss of a row, given gap = sum q_j (m - x_j) and mass = sum q_j of the dense part of its target."""
-    return mass_gap(kept, m, x_t) + gap + (kept + mass) * log_norm
+def linear_loss(kept, m, x_t, gap):
+    """The part of a row's loss without a logarithm, given gap = sum q_j (m - x_j) of the dense part of its target."""
+    return mass_gap(kept, m, x_t) + gap
+
+
+def row_loss(linear, a, log_norm):
+    """The loss of a row, from its linear part and a = sum q_j."""
+    return linear + a * log_norm
 
 
 def rest_of_target(x_t, m, r):

@@ -19,6 +19,9 @@ def processor_has(feature):
     return f"+{feature}" in features.split(",")
 
 
+HAS_AVX512 = processor_has("avx512f")
+
+
 class Vec(types.Type):
     """A vector of float32 or float64 lanes."""
 
@@ -132,6 +135,15 @@ def _call(builder, name, vt, *args, ret=None):
     if fn is None:
         fn = ir.Function(module, ir.FunctionType(ret or vt, [a.type for a in args]), name)
     return builder.call(fn, args)
+
+
+def avx512(builder, name, result, *args):
+    """A call of an instruction that AVX-512 alone has."""
+    name = f"llvm.x86.avx512.{name}.512"
+    known = builder.module.globals.get(name)
+    return builder.call(
+        known or ir.Function(builder.module, ir.FunctionType(result, [a.type for a in args]), name), args
+    )
 
 
 def vector_of_ints(vt):

@@ -7,7 +7,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import FLOAT, compiled, compiled_raw, in_all_lanes, ints, vector_of_ints
+from nbloss.cpu.arithmetic import FLOAT, avx512, compiled, compiled_raw, in_all_lanes, ints, vector_of_ints
 
 
 def _bits(x):
@@ -60,12 +60,11 @@ def _(context, builder, sig, args):
     roots, left_out = _ROOTS[_mantissa_bits(x.type)]
     shift = _mantissa_bits(x.type) - (vt.count.bit_length() - 1)
     places = builder.bitcast(x, vt)
-    name = f"llvm.x86.avx512.permvar.{'si' if vt.count == 16 else 'di'}.512"  # shuffles a register, by AVX-512 alone
-    permute = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(vt, [vt, vt]), name)
+    permute = f"permvar.{'si' if vt.count == 16 else 'di'}"
     # Of a root, its mantissa less its place, which comes back with the exponent.
     mantissas = _bits(roots) - _bits(roots)[0] - (np.arange(vt.count) << shift)
     mantissa, rest = (
-        builder.call(permute, [ir.Constant(vt, table.tolist()), places]) for table in (mantissas, _bits(left_out))
+        avx512(builder, permute, vt, ir.Constant(vt, table.tolist()), places) for table in (mantissas, _bits(left_out))
     )
     power = builder.add(mantissa, builder.shl(places, ints(x.type, shift)))
     return context.make_tuple(builder, sig.return_type, [builder.bitcast(v, x.type) for v in (power, rest)])
@@ -103,3 +102,57 @@ def _(context, builder, sig, args):
     power = builder.sub(one, builder.and_(bits, ints(x.type, -1 << shift)))
     k = builder.sitofp(builder.ashr(bits, ints(x.type, shift)), x.type)
     return context.make_tuple(builder, sig.return_type, [k, builder.bitcast(power, x.type)])
+
+
+# By sixteenths of the mantissa, from 1 to 3/2 and on from 3/4 to 1: a number near its inverse, 1 on both sides of 1, so
+# chosen that float32 holds its logarithm to 36 bits (Gal's accurate tables).
+_NEAR_INVERSE = np.array(
+    [0x3F800000, 0x3F6B3A22, 0x3F5D6F7F, 0x3F5216D8, 0x3F47CB84, 0x3F3E78DB, 0x3F3609C0, 0x3F2E575C,
+     0x3FA73BD7, 0x3FA0A92D, 0x3F9A924B, 0x3F94F1B4, 0x3F8FC0F7, 0x3F8ACCF1, 0x3F8656E6, 0x3F800000], np.int32
+).view(np.float32)  # fmt: skip
+_OF_INVERSE = -np.log(_NEAR_INVERSE.astype(np.float64)).astype(np.float32)
+FOUR_THIRDS = np.float32(4 / 3)  # x has the exponent of m below 3/2, or the next, where the product has it
+
+
+def log_parts(x):
+    """(k, m, c, log(1 / c)) with x = 2^k m, m in [3/4, 3/2) and c m in [31/32, 17/16], for a float32 x > 0.
+
+    At 0, k is -inf; from 2^127 on, it may be inf.
+    """
+    m, k = np.frexp(x)
+    low = m < 0.75
+    m, k = np.where(low, m + m, m), np.where(x == 0, -np.inf, k - low)
+    place = (_bits(m) >> 19) & 15
+    return k.astype(x.dtype), m, _NEAR_INVERSE[place], _OF_INVERSE[place]
+
+
+@compiled_raw(log_parts, lambda x: types.containers.UniTuple(x, 4))
+def _(context, builder, sig, args):
+    (x,) = args
+    vt, it = x.type, vector_of_ints(x.type)
+    if vt.element != FLOAT[32]:  # Numba lowers branches on the type of x before LLVM drops them
+        return ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
+    i16, i32 = ir.IntType(16), ir.IntType(32)
+    unused, all_lanes, rounding = ir.Constant(vt, [0.0] * vt.count), ir.Constant(i16, -1), ir.Constant(i32, 4)
+    scaled = builder.fmul(x, ir.Constant(vt, [float(FOUR_THIRDS)] * vt.count))
+    k = avx512(builder, "mask.getexp.ps", vt, scaled, unused, all_lanes, rounding)
+    m = avx512(builder, "mask.getmant.ps", vt, x, ir.Constant(i32, 3), unused, all_lanes, rounding)  # of [3/4, 3/2)
+    place = builder.lshr(builder.bitcast(m, it), ints(vt, 19))
+    c, log_of_inverse = (
+        builder.bitcast(avx512(builder, "permvar.si", it, ir.Constant(it, _bits(t).tolist()), place), vt)
+        for t in (_NEAR_INVERSE, _OF_INVERSE)
+    )
+    return context.make_tuple(builder, sig.return_type, [k, m, c, log_of_inverse])
+
+
+def scaled(x, k):
+    """x 2^k, for float32 and whole numbers k."""
+    return x * np.exp2(k)
+
+
+@compiled(scaled)
+def _(builder, x, k):
+    i16, i32 = ir.IntType(16), ir.IntType(32)
+    if x.type.element != FLOAT[32]:
+        return x
+    return avx512(builder, "mask.scalef.ps", x.type, x, k, x, ir.Constant(i16, -1), ir.Constant(i32, 4))

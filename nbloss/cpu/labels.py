@@ -4,7 +4,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, in_all_lanes, llvm_vector, vector_of_ints
+from nbloss.cpu.arithmetic import Mask, Vec, compiled, compiled_raw, in_all_lanes, ints, llvm_vector, vector_of_ints
 from nbloss.cpu.lanes import lanes
 from nbloss.cpu.memory import pointer_to
 
@@ -50,3 +50,13 @@ def _(context, builder, sig, args):
     if narrow.element.width < 64:
         j = builder.trunc(j, narrow.element)
     return builder.icmp_signed("==", builder.bitcast(args[0], narrow), in_all_lanes(builder, j, narrow))
+
+
+def without_class(labels):
+    """The lanes whose label is no class."""
+    return labels < 0
+
+
+@compiled(without_class, lambda labels: Mask(labels.lanes))
+def _(builder, labels):
+    return builder.icmp_signed("<", builder.bitcast(labels, vector_of_ints(labels.type)), ints(labels.type, 0))

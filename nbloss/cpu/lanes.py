@@ -4,7 +4,19 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import VECTOR_BYTES, Mask, Vec, broadcast_value, compiled_raw, larger, maximum
+from nbloss.cpu.arithmetic import (
+    HAS_AVX512,
+    VECTOR_BYTES,
+    Mask,
+    Vec,
+    avx512,
+    broadcast_value,
+    compiled_raw,
+    in_all_lanes,
+    larger,
+    maximum,
+    vector_of_ints,
+)
 
 
 def lanes(like):
@@ -98,6 +110,23 @@ def any_lane(mask):
 def _(context, builder, sig, args):
     bits = ir.IntType(sig.args[0].lanes)
     return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), ir.Constant(bits, 0))
+
+
+def joined(a, b, k):
+    """The lanes of a from the k-th on, then the first k of b; without AVX-512, k is 0."""
+    return np.concatenate([a[k:], b[:k]])
+
+
+@compiled_raw(joined, lambda a, b, k: a)
+def _(context, builder, sig, args):
+    a, b, k = args
+    if not HAS_AVX512:
+        return a
+    vt, it = a.type, vector_of_ints(a.type)
+    k = builder.trunc(context.cast(builder, k, sig.args[2], types.int64), ir.IntType(32))
+    k = builder.zext(k, it.element) if it.element.width > 32 else k
+    places = builder.add(in_all_lanes(builder, k, it), ir.Constant(it, list(range(vt.count))))
+    return avx512(builder, f"vpermi2var.{'ps' if vt.count == 16 else 'pd'}", vt, a, places, b)
 
 
 def lane(x, k):

@@ -17,7 +17,7 @@ from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
 from nbloss.cpu.simd import VECTOR_BYTES, aligned_at, borrowed, inline, lanes, side_by_side
 from nbloss.cpu.targets import CLASS_INDEX
-from nbloss.cpu.tiles import tiles
+from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.problem import Array
 
 NINE = (0,) * 9
@@ -155,6 +155,7 @@ def prepare(
             width = near = max(min(WIDEST, NEAR // vector - 1), min(USUAL, FAR // vector), 1)
         lead = width * step
         room = (classes + step) * (near | 1) * step  # blocks of (step, step), whatever the number of classes
+        room += FACTS * lead
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
     layout = layout_of(views, kind, form, past, ignore, scan, mean, width, near, room)

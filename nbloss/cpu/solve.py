@@ -15,7 +15,7 @@ from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.pointwise import GRADIENT, VALUE
+from nbloss.cpu.pointwise import GRADIENT, PAST, VALUE
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.problem import (
@@ -161,7 +161,8 @@ def _pointwise_calls(
         gradient = np.empty((outer, 0), x.dtype) if out is None else piece[5]
         losses = np.empty((outer, 0), piece[2].dtype) if loss is None else piece[-1]
         operands = (*piece[:5], gradient, losses)
-        call = call or pointwise_kernels.prepare(problem.name, operands, want)
+        past = PAST if out is not None and x.nbytes >= STREAM_FROM else 0
+        call = call or pointwise_kernels.prepare(problem.name, operands, want | past)
         yield call, operands
 
 

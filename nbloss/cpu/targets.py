@@ -11,6 +11,7 @@ def _bound(formula, **primitives):
 
 
 mass_gap = _bound(formulas.mass_gap, where=where)
-row_loss = _bound(formulas.row_loss, mass_gap=mass_gap)
+linear_loss = _bound(formulas.linear_loss, mass_gap=mass_gap)
+row_loss = _bound(formulas.row_loss)
 target_gradient = _bound(formulas.target_gradient)
 dense_gradient = _bound(formulas.dense_gradient, where=where)

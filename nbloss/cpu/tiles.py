@@ -5,7 +5,7 @@ A tile (classes, lanes) is copied next to the core, where strides cost nothing.
 
 import numpy as np
 
-from nbloss.cpu.labels import IGNORED, OUTSIDE, labelled, load_labels
+from nbloss.cpu.labels import OUTSIDE, labelled, load_labels, without_class
 from nbloss.cpu.simd import (
     add_wide,
     broadcast,
@@ -30,6 +30,7 @@ from nbloss.cpu.targets import (
     NO_TARGET,
     PROBABILITIES,
     dense_gradient,
+    linear_loss,
     mass_gap,
     row_loss,
     target_gradient,
@@ -38,6 +39,7 @@ from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 NEG_INF = -np.inf
+FACTS = 3  # numbers a row that its loss is made of
 
 
 @inline
@@ -104,7 +106,7 @@ def tiles(operands, mode, unit, like, scratch):
     stop = min(start + width * step, x.shape[2])
     lead = (near | 1) * step  # the tile is (classes, near, lanes); an even number of lines apart, classes share sets
     lined_up = near == 1 and x.strides[1] == x.itemsize
-    value_sum = broadcast(0.0, np.float64(0.0))
+    facts = tile.shape[0] - FACTS * width * step
     for low in range(start, stop, near * step):
         high = min(low + near * step, stop)
         if lined_up:
@@ -120,8 +122,11 @@ def tiles(operands, mode, unit, like, scratch):
                 m = broadcast(NEG_INF, like)
                 for j in range(classes):
                     m = maximum(load(tile, j * lead + k - low, like), m)
-            value = _tile_column(operands, mode, m, like, scratch, i, k, min(step, high - k), k - low, lead)
-            value_sum = add_wide(value_sum, where(first(high - k, value), value, 0.0))
+            known = _tile_column(operands, mode, m, like, scratch, i, k, min(step, high - k), k - low, lead)
+            at = facts + FACTS * (k - start)
+            store(tile, at, known[0])
+            store(tile, at + step, known[1])
+            store(tile, at + 2 * step, known[2])
         if form != LOSS_ONLY:
             if near == 1 and out.strides[1] == out.itemsize:
                 for j in range(0, classes, step):
@@ -129,13 +134,31 @@ def tiles(operands, mode, unit, like, scratch):
             else:
                 for j in range(classes):
                     write_from(tile, j * lead, out[i, j], low, high, past, like)
+    return _losses(operands, tile, facts, i, start, stop, like)
+
+
+@inline
+def _losses(operands, tile, facts, i, start, stop, like):
+    """The losses of a unit's rows, and their sum. Apart from all else, the logarithms of several vectors overlap."""
+    loss = operands[6]
+    step = lanes(like)
+    value_sum = broadcast(0.0, np.float64(0.0))
+    for k in range(start, stop, step):
+        at = facts + FACTS * (k - start)
+        value = row_loss(load(tile, at, like), load(tile, at + step, like), log1p(load(tile, at + 2 * step, like)))
+        if loss.shape[1]:
+            write(loss[i], k, min(step, stop - k), value, like)
+        value_sum = add_wide(value_sum, where(first(stop - k, value), value, 0.0))
     return total(value_sum)
 
 
 @inline
 def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
-    """One vector of rows with maxima m: its classes lie at tile[at], tile[at + lead], …, where the result is left."""
-    x, _, q, weight, _, _, loss = operands
+    """One vector of rows with maxima m: its classes lie at tile[at], tile[at + lead], …, where the result is left.
+
+    Returns what `row_loss` is made of, with r in place of log1p(r).
+    """
+    x, _, q, weight, _, _, _ = operands
     kind, form, _, _, share, uniform = mode
     tile = scratch[0]
     classes = x.shape[1]
@@ -152,7 +175,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         # A line beyond the same place of the next tile, which took up to 1.1 times as long (16 x 21 x 256 x 256).
         ahead, ahead_step = k + lead, x.strides[1] // x.itemsize
     # Sums leave out the target, or else all classes that attain the maximum.
-    rest = gap = mass = x_t = own = ties = zero
+    rest = gap = mass = x_t = ties = zero
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         rest_block = gap_block = mass_block = zero
         for j in range(block, min(block + 64, classes)):
@@ -164,7 +187,6 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
             if kind == CLASS_INDEX:
                 left_out = labelled(labels, j)
                 x_t = where(left_out, v, x_t)
-                own = where(left_out, e, own)
             else:
                 left_out = v == m
                 ties = where(left_out, ties + 1.0, ties)
@@ -177,19 +199,19 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         gap = gap + gap_block
         mass = mass + mass_block
     if kind == CLASS_INDEX:
-        norm = rest + own
+        norm = rest + scaled_exp(x_t, scale)
     else:
         rest = rest + (ties - 1.0) * unit
         norm = rest + unit
         x_t = m
     r = where(x_t == m, rest, norm - unit) * inverse
-    log_norm = log1p(r)
     w_t = _row_weights(operands, mode, scratch, i, k, count, like)
     kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
     fixed = where(labelled(labels, OUTSIDE), np.nan, zero)  # the loss of a row without a target
-    idle = where(labelled(labels, IGNORED), 1.0, where(labelled(labels, OUTSIDE), 1.0, zero)) > 0.0
+    idle = without_class(labels)
 
     if form == LOG_SOFTMAX:
+        log_norm = log1p(r)
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
@@ -215,9 +237,5 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
             store(tile, j * lead + at, y)
 
     if kind == NO_TARGET:
-        value = m + log_norm
-    else:
-        value = where(idle, fixed, row_loss(kept, m, x_t, gap, mass, log_norm))
-    if loss.shape[1]:
-        write(loss[i], k, count, value, like)
-    return value
+        return m, zero + 1.0, r
+    return where(idle, fixed, linear_loss(kept, m, x_t, gap)), where(idle, 0.0, kept + mass), where(idle, 0.0, r)

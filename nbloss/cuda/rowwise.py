@@ -43,7 +43,7 @@ class Row:
         self.lowest, self.nothing, self.one, self.type = lowest, nothing, one, f.type
         self.mass_gap = f.mass_gap
         scaled_exp, log1p = f.scaled_exp, f.log1p
-        row_loss, dense_gradient = f.row_loss, f.dense_gradient
+        linear_loss, row_loss, dense_gradient = f.linear_loss, f.row_loss, f.dense_gradient
         rest_of_target, target_gradient = f.rest_of_target, f.target_gradient
         stored_mass, weight_size = STORED[mass_code], one.itemsize
 
@@ -75,7 +75,7 @@ class Row:
                 if d < highest:
                     log_norm += lost  # with it the loss is rounded twice, not three times
             if labelled or q != 0:
-                return row_loss(kept, m, x_t, gap, mass, log_norm)
+                return row_loss(linear_loss(kept, m, x_t, gap), kept + mass, log_norm)
             return m + log_norm
 
         @device_function
