@@ -112,6 +112,8 @@ POINTWISE = [
     Case("binary_cross_entropy_with_logits", (1 << 24,)),
     Case("binary_cross_entropy_with_logits", (1 << 24,), "float64"),
     Case("binary_cross_entropy_with_logits", (1 << 24,), "bfloat16"),
+    Case("mse_loss", (1 << 24,)),
+    Case("l1_loss", (1 << 24,)),
 ]
 SMALL = [Case("cross_entropy", shape) for shape in ((1, 10), (32, 10), (256, 100))]
 ROWS = [Case("cross_entropy", (rows, 1000)) for rows in (16, 64, 256, 1024, 4096, 16384, 65536)]

@@ -205,21 +205,25 @@ def _numpy_pointwise(case: Case, data: Inputs, work: str) -> Contestant:
             raise Absent("computes half precision in float32 arrays")
         t = t.astype(np.float32)
     buffer = np.empty_like(x) if work == OUT else None
-    logits = case.loss == "binary_cross_entropy_with_logits"
 
     def value(x: Array) -> Any:
-        if logits:
+        if case.loss == "binary_cross_entropy_with_logits":
             return ((1 - t) * x - special.log_expit(x)).mean()
-        return -(special.xlogy(t, x) + special.xlog1py(1 - t, -x)).mean()
+        if case.loss == "binary_cross_entropy":
+            return -(special.xlogy(t, x) + special.xlog1py(1 - t, -x)).mean()
+        return np.square(x - t).mean() if case.loss == "mse_loss" else np.abs(x - t).mean()
 
     def gradient(x: Array) -> Array:
-        if logits:
+        if case.loss == "binary_cross_entropy_with_logits":
             result = special.expit(x, out=buffer)
             result -= t
         else:
             result = np.subtract(x, t, out=buffer)
-            result /= x * (1 - x)
-        result /= x.size
+            if case.loss == "binary_cross_entropy":
+                result /= x * (1 - x)
+            if case.loss == "l1_loss":
+                np.sign(result, out=result)
+        result *= (2 if case.loss == "mse_loss" else 1) / x.size
         return result
 
     def run() -> Any:
@@ -302,6 +306,10 @@ def _torch_into_buffer(case: Case, x: Any, target: Any) -> Callable[[], Any]:
         return lambda: torch.softmax(x, 1, out=buffer).scatter_add_(1, labels, minus_one).mul_(1 / rows)
     if case.loss == "binary_cross_entropy_with_logits":
         return lambda: torch.sigmoid(x, out=buffer).sub_(target).mul_(1 / x.numel())
+    if case.loss == "mse_loss":
+        return lambda: torch.sub(x, target, out=buffer).mul_(2 / x.numel())
+    if case.loss == "l1_loss":
+        return lambda: torch.sub(x, target, out=buffer).sign_().mul_(1 / x.numel())
     raise Absent("has no form that writes into a buffer")
 
 
@@ -343,6 +351,10 @@ def _jax(case: Case, data: Inputs, work: str) -> Contestant:
     def loss(x: Any, target: Any) -> Any:
         if case.loss == "binary_cross_entropy_with_logits":
             return optax.sigmoid_binary_cross_entropy(x, target).mean()
+        if case.loss == "mse_loss":
+            return optax.squared_error(x, target).mean()
+        if case.loss == "l1_loss":
+            return jnp.abs(x - target).mean()
         if case.loss == "binary_cross_entropy":  # optax has it on logits only
             log, log1p = jnp.log(x), jnp.log1p(-x)
             return -(target * log + (1 - target) * log1p).mean()
@@ -403,6 +415,8 @@ _EXPRESSIONS = {
         "where(x > 0, x, zero) - x * t + log1p(exp(-abs(x)))",
         "(one / (one + exp(-x)) - t) * scale",
     ),
+    "mse_loss": ("(x - t) ** 2", "(x - t) * (scale + scale)"),
+    "l1_loss": ("abs(x - t)", "where(x > t, scale, where(x < t, -scale, zero))"),
 }
 
 
@@ -425,18 +439,14 @@ def _numexpr(case: Case, data: Inputs, work: str) -> Contestant:
 
 _EVERYWHERE: dict[str, Setup] = {"nbloss": _nbloss, "torch": _torch, "torch.compile": _torch_compile, "jax": _jax}
 _ROWS = {**_EVERYWHERE, "numpy": _numpy_rows}
+_POINTWISE = {**_EVERYWHERE, "numpy": _numpy_pointwise, "numexpr": _numexpr}
 
 PEERS: dict[str, dict[str, Setup]] = {
     "cross_entropy": {**_EVERYWHERE, "numpy": _numpy_cross_entropy, "sklearn": _sklearn},
     "log_softmax": _ROWS,
     "softmax": _ROWS,
-    "binary_cross_entropy": {**_EVERYWHERE, "numpy": _numpy_pointwise, "numexpr": _numexpr},
-    "binary_cross_entropy_with_logits": {
-        **_EVERYWHERE,
-        "numpy": _numpy_pointwise,
-        "sklearn": _sklearn,
-        "numexpr": _numexpr,
-    },
+    **dict.fromkeys(("binary_cross_entropy", "mse_loss", "l1_loss"), _POINTWISE),
+    "binary_cross_entropy_with_logits": {**_POINTWISE, "sklearn": _sklearn},
 }
 
 

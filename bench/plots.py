@@ -27,7 +27,12 @@ Row = dict[str, Any]
 
 def title_of(case: Case) -> str:
     """A case as people read it."""
-    names = {"binary_cross_entropy": "BCE", "binary_cross_entropy_with_logits": "BCE with logits"}
+    names = {
+        "binary_cross_entropy": "BCE",
+        "binary_cross_entropy_with_logits": "BCE with logits",
+        "mse_loss": "MSE",
+        "l1_loss": "L1",
+    }
     size = f" {TIMES} ".join(map(str, case.shape)) if case.shape != (1 << 24,) else "2²⁴"
     extra = [case.dtype] if case.dtype != "float32" else []
     extra += [{"probabilities": "class probabilities"}.get(case.variant, case.variant)] if case.variant else []

@@ -1,4 +1,4 @@
-"""Binary cross-entropies beside their peers."""
+"""Pointwise losses beside their peers."""
 
 from bench.cases import POINTWISE
 from bench.params import over
