@@ -61,12 +61,13 @@ def test_rows_do_not_touch(rng, classes):
             assert bits(call(x[i : i + 1], labels[i : i + 1])) == bits(r[i : i + 1] for r in together)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("past_caches", [False, True])
-def test_alignment(rng, monkeypatch, past_caches):
+def test_alignment(rng, monkeypatch, past_caches, dtype):
     from nbloss.cpu import solve
 
     monkeypatch.setattr(solve, "STREAM_FROM", 0 if past_caches else 1 << 60)
-    for name, call, x, target in calls(rng, np.float32):
+    for name, call, x, target in calls(rng, dtype):
         expected = bits(call(x, target))
         for offset in [*range(0, 64, 4), 1, 2, 3]:
             raw = np.zeros(x.nbytes + 64, np.uint8)

@@ -38,6 +38,20 @@ def test_cross_entropy(rng, dtype, shape, smoothing):
     close(nbloss.logsumexp([[3.0, 1.0]], axis=1), [np.log(np.exp(3) + np.exp(1))])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_past_the_caches(rng, monkeypatch, dtype):
+    from nbloss.cpu import solve
+
+    x, labels = rng.standard_normal((40, 40)).astype(dtype), rng.integers(0, 40, 40)
+    line, t = x.ravel(), rng.random(1600).astype(dtype)
+    near = nbloss.cross_entropy.grad(x, labels), nbloss.mse_loss.grad(line, t)
+    monkeypatch.setattr(solve, "STREAM_FROM", 0)
+    for start in range(3):  # whatever the alignment
+        room = np.empty(x.size + 3, dtype)[start : start + x.size]
+        np.testing.assert_array_equal(nbloss.cross_entropy.grad(x, labels, out=room.reshape(x.shape)), near[0])
+        np.testing.assert_array_equal(nbloss.mse_loss.grad(line, t, out=room), near[1])
+
+
 def test_confident_row_and_nll():
     x = np.array([[30.0, 0.0]], np.float32)
     assert nbloss.cross_entropy(x, [0]) == pytest.approx(9.357623e-14, rel=1e-6)

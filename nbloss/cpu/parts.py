@@ -10,7 +10,18 @@ from numba import njit
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import NativeLowering
+from numba.core.typed_passes import InlineOverloads, IRLegalization, NativeLowering, NopythonRewrites
+from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
+
+# Parts have no closures, array expressions, inlined overloads or illegal statements: a first call is a tenth shorter.
+NOT_FOR_PARTS = (
+    NativeLowering,
+    NopythonRewrites,
+    InlineOverloads,
+    InlineClosureLikes,
+    InlineInlinables,
+    IRLegalization,
+)
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -41,7 +52,7 @@ class _PartCompiler(Compiler):
     def define_pipelines(self):
         (pipeline,) = super().define_pipelines()
         pipeline.add_pass_after(_PartLowering, NativeLowering)
-        pipeline.passes = [p for p in pipeline.passes if p[0] is not NativeLowering]
+        pipeline.passes = [p for p in pipeline.passes if p[0] not in NOT_FOR_PARTS]
         pipeline.finalize()
         return [pipeline]
 

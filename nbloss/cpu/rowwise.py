@@ -155,7 +155,7 @@ def prepare(
             width = near = max(min(WIDEST, NEAR // vector - 1), min(USUAL, FAR // vector), 1)
         lead = width * step
         room = (classes + step) * (near | 1) * step  # blocks of (step, step), whatever the number of classes
-        room += FACTS * lead
+        room += FACTS * lead + ((classes + 1) * step if past and near == 1 else 0)
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
     layout = layout_of(views, kind, form, past, ignore, scan, mean, width, near, room)
