@@ -12,6 +12,8 @@ CASES = {
     "softmax": Case("softmax", (37, 11)),
     "binary_cross_entropy": Case("binary_cross_entropy", (1001,)),
     "binary_cross_entropy_with_logits": Case("binary_cross_entropy_with_logits", (1001,)),
+    "mse_loss": Case("mse_loss", (1001,)),
+    "l1_loss": Case("l1_loss", (1001,)),
 }
 
 

@@ -130,19 +130,14 @@ POINTWISE = {f.__name__: f for f in (binary_cross_entropy_with_logits, binary_cr
 # q_j = w_j ((1 - eps) pi_j + u). The mass on the target's own index is summed apart from the dense rest.
 
 
-def mass_gap(q, m, x):
-    """q (m - x), and 0 for no mass on a class at -inf."""
-    return where(q == ZERO, ZERO, q * (m - x))
+def add_gap(gap, q, m, x):
+    """gap + q (m - x), where no mass on a class at -inf adds nothing."""
+    return where(q == ZERO, gap, fma(q, m - x, gap))
 
 
-def linear_loss(kept, m, x_t, gap):
-    """The part of a row's loss without a logarithm, given gap = sum q_j (m - x_j) of the dense part of its target."""
-    return mass_gap(kept, m, x_t) + gap
-
-
-def row_loss(linear, a, log_norm):
-    """The loss of a row, from its linear part and a = sum q_j."""
-    return linear + a * log_norm
+def row_loss(gap, a, log_norm):
+    """The loss of a row, given gap = sum q_j (m - x_j) and a = sum q_j over all classes."""
+    return gap + a * log_norm
 
 
 def rest_of_target(x_t, m, r):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nbloss.cpu.simd import broadcast, gather, inline, lane, scatter
-from nbloss.cpu.targets import mass_gap
+from nbloss.cpu.targets import add_gap
 from nbloss.problem import GRADIENT
 
 
@@ -26,7 +26,7 @@ def picks(operands, mode, unit, like, scratch):
             scatter(out[i, :, k], label, 1, broadcast(-w_t * scale, like))
         else:
             x_t = gather(x[i, :, k], label, 1, like)
-            value = lane(mass_gap(broadcast(w_t, like), 0.0, x_t), 0)
+            value = lane(add_gap(0.0, broadcast(w_t, like), 0.0, x_t), 0)
     if loss.shape[1]:
         loss[i, k] = value
     return np.float64(value)

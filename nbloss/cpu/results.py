@@ -21,7 +21,7 @@ from nbloss.cpu.simd import (
     total,
     where,
 )
-from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, dense_gradient, mass_gap
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, dense_gradient
 from nbloss.cpu.vecmath import scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX
 
@@ -32,7 +32,7 @@ def mass_at(q, weight, mode, j, count, like):
     kind, _, _, _, share, uniform = mode
     mass = broadcast(uniform, like)
     if kind == PROBABILITIES:
-        mass = mass + share * take(q, j, count, 0.0, like)
+        mass = fma(share, take(q, j, count, 0.0, like), mass)
     if weight.shape[0]:
         mass = mass * take(weight, j, count, 0.0, like)
     return where(first(count, mass), mass, 0.0)
@@ -54,23 +54,25 @@ def dense_gap(x, q, weight, mode, m, like):
     kind = mode[0]
     gap = broadcast(0.0, np.float64(0.0))
     mass = gap
-    for start in range(0, n, 8 * step):  # to widen one vector of eight is a third faster, and costs half an ulp
-        stop = min(start + 8 * step, n)
+    for start in range(
+        0, n, 16 * step
+    ):  # two sums of eight vectors, widened as one: 1.5 times as fast, for half an ulp
+        stop = min(start + 16 * step, n)
         whole = start + (stop - start) // step * step
         narrow_gap = broadcast(0.0, like)
-        narrow_mass = narrow_gap
+        narrow_mass = other_gap = other_mass = narrow_gap
         for j in range(start, whole, step):
             if kind == PROBABILITIES:
                 prefetch(q, j + n)
             mass_j = mass_at(q, weight, mode, j, step, like)
-            narrow_gap = narrow_gap + mass_gap(mass_j, m, load(x, j, like))
-            narrow_mass = narrow_mass + mass_j
+            narrow_gap, other_gap = other_gap, add_gap(narrow_gap, mass_j, m, load(x, j, like))
+            narrow_mass, other_mass = other_mass, narrow_mass + mass_j
         if whole < stop:
             mass_j = mass_at(q, weight, mode, whole, stop - whole, like)
-            narrow_gap = narrow_gap + mass_gap(mass_j, m, load_first(x, whole, stop - whole, 0.0, like))
+            narrow_gap = add_gap(narrow_gap, mass_j, m, load_first(x, whole, stop - whole, 0.0, like))
             narrow_mass = narrow_mass + mass_j
-        gap = add_wide(gap, narrow_gap)
-        mass = add_wide(mass, narrow_mass)
+        gap = add_wide(gap, narrow_gap + other_gap)
+        mass = add_wide(mass, narrow_mass + other_mass)
     return total(gap), total(mass)
 
 

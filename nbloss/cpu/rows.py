@@ -30,7 +30,7 @@ from nbloss.cpu.targets import (
     CLASS_INDEX,
     NO_TARGET,
     PROBABILITIES,
-    linear_loss,
+    add_gap,
     row_loss,
     target_gradient,
 )
@@ -239,7 +239,7 @@ def rows(operands, mode, unit, like, scratch):
         kept, gap, mass = where(here, facts[3], kept), where(here, facts[4], gap), where(here, facts[5], mass)
         top = facts[6]
     # The losses of all rows in float64, rounded once.
-    value = row_loss(linear_loss(kept, m, x_t, gap), kept + mass, log1p(r))
+    value = row_loss(add_gap(gap, kept, m, x_t), kept + mass, log1p(r))
     if loss.shape[1]:
         for i in range(start, stop):
             loss[i, 0] = lane(value, i - start)

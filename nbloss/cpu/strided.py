@@ -143,9 +143,9 @@ def write_from(values, at, out, start, stop, past, like):
         i += count
 
 
-def lent_to(out, values, at, count):
-    """The place of values[at:] as `count` elements of out's type."""
-    return values[at:].view(out.dtype)[:count]
+def lent_to(like, values, at, count):
+    """The place of values[at:] as `count` elements of like's type (a scalar's or an array's)."""
+    return values[at:].view(like.dtype)[:count]
 
 
 def as_rows(line, classes):
@@ -166,7 +166,11 @@ def _view(context, builder, ty, data, shape, strides):
     return array._getvalue()
 
 
-@compiled_raw(lent_to, lambda out, values, at, count: types.Array(out.dtype, 1, "C"))
+def _line_of(like, *more):
+    return types.Array(like.dtype if isinstance(like, types.Array) else like, 1, "C")
+
+
+@compiled_raw(lent_to, _line_of)
 def _(context, builder, sig, args):
     data = pointer_to(context, builder, sig.args[1], args[1], args[2], sig.args[2], ir.IntType(8))
     count = context.cast(builder, args[3], sig.args[3], types.intp)

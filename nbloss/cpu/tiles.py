@@ -13,6 +13,7 @@ from nbloss.cpu.simd import (
     as_rows,
     broadcast,
     first,
+    fma,
     inline,
     lanes,
     lent_to,
@@ -33,9 +34,8 @@ from nbloss.cpu.targets import (
     CLASS_INDEX,
     NO_TARGET,
     PROBABILITIES,
+    add_gap,
     dense_gradient,
-    linear_loss,
-    mass_gap,
     row_loss,
     target_gradient,
 )
@@ -92,7 +92,7 @@ def _tile_mass_at(q, weight, mode, i, j, k, count, like):
     kind, _, _, _, share, uniform = mode
     mass = broadcast(uniform, like)
     if kind == PROBABILITIES:
-        mass = mass + share * read(q[i, j], k, count, 0.0, like)
+        mass = fma(share, read(q[i, j], k, count, 0.0, like), mass)
     return mass * weight[j] if weight.shape[0] else mass
 
 
@@ -214,7 +214,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
             rest_block = where(left_out, rest_block, rest_block + e)
             if kind == PROBABILITIES or uniform != 0.0:
                 mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
-                gap_block = gap_block + mass_gap(mass_j, m, v)
+                gap_block = add_gap(gap_block, mass_j, m, v)
                 mass_block = mass_block + mass_j
         rest = rest + rest_block
         gap = gap + gap_block
@@ -259,4 +259,4 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
 
     if kind == NO_TARGET:
         return m, zero + 1.0, r
-    return where(idle, fixed, linear_loss(kept, m, x_t, gap)), where(idle, 0.0, kept + mass), where(idle, 0.0, r)
+    return where(idle, fixed, add_gap(gap, kept, m, x_t)), where(idle, 0.0, kept + mass), where(idle, 0.0, r)

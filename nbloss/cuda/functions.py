@@ -80,9 +80,7 @@ class Functions:
             "where": where,
             "maximum": maximum,
         }
-        self.mass_gap = self.bound(formulas.mass_gap)
-        self._primitives["mass_gap"] = self.mass_gap
-        self.linear_loss = self.bound(formulas.linear_loss)
+        self.add_gap = self.bound(formulas.add_gap)
         self.row_loss = self.bound(formulas.row_loss)
         self.rest_of_target = self.bound(formulas.rest_of_target)
         self.target_gradient = self.bound(formulas.target_gradient)

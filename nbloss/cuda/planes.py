@@ -29,7 +29,7 @@ def planes(code, mass_code, form, dense, wide):
     f, row = Functions(code), Row(code, mass_code, form, dense)
     lowest, nothing, one, dtype = row.lowest, row.nothing, row.one, row.type
     around, scaled_exp, larger, log1p = f.around, f.scaled_exp, f.larger, f.log1p
-    mass_gap, mass_at, weight_at = row.mass_gap, row.mass_at, row.weight_at
+    add_gap, mass_at, weight_at = row.add_gap, row.mass_at, row.weight_at
     moved, others, loss_of, at_target, entry = row.moved, row.others, row.loss_of, row.at_target, row.entry
     lanes = VECTOR_BYTES // stored.itemsize if wide else 1
     values = max((AT_ONCE // 2 if code == "d" or not wide else AT_ONCE) // (4 if dense else 1), lanes)
@@ -114,7 +114,7 @@ def planes(code, mass_code, form, dense, wide):
                         for k in range(lanes):
                             at = q_row + k * q_inner if q != 0 else q
                             mass_j = mass_at(j + d, at, q_class, weight, share, uniform)
-                            gap[k] += mass_gap(mass_j, m[k], v[d * lanes + k])
+                            gap[k] = add_gap(gap[k], mass_j, m[k], v[d * lanes + k])
                             mass_sum[k] += mass_j
 
         y_t = cuda.local.array(lanes, dtype)

@@ -38,7 +38,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     f, row = Functions(code), Row(code, mass_code, form, dense)
     lowest, nothing, one, dtype = row.lowest, row.nothing, row.one, row.type
     around, scaled_exp, larger = f.around, f.scaled_exp, f.larger
-    mass_gap, mass_at, weight_at = row.mass_gap, row.mass_at, row.weight_at
+    add_gap, mass_at, weight_at = row.add_gap, row.mass_at, row.weight_at
     moved, others, loss_of, at_target, entry = row.moved, row.others, row.loss_of, row.at_target, row.entry
     log1p = f.log1p
     size = stored.itemsize
@@ -201,7 +201,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                     j = start + k // lanes * apart + k % lanes
                     if j < reach:
                         mass_j = mass_at(j, q_row, q_class, weight, share, uniform)
-                        gap += mass_gap(mass_j, m, v[k])
+                        gap = add_gap(gap, mass_j, m, v[k])
                         mass_sum += mass_j
             gap, mass_sum = masses(gap, mass_sum)
 

@@ -41,9 +41,9 @@ class Row:
         real, f = REAL[code], Functions(code)
         lowest, highest, nothing, one, nan = (real(v) for v in (-math.inf, math.inf, 0, 1, math.nan))
         self.lowest, self.nothing, self.one, self.type = lowest, nothing, one, f.type
-        self.mass_gap = f.mass_gap
+        self.add_gap = f.add_gap
         scaled_exp, log1p = f.scaled_exp, f.log1p
-        linear_loss, row_loss, dense_gradient = f.linear_loss, f.row_loss, f.dense_gradient
+        add_gap, row_loss, dense_gradient = f.add_gap, f.row_loss, f.dense_gradient
         rest_of_target, target_gradient = f.rest_of_target, f.target_gradient
         stored_mass, weight_size = STORED[mass_code], one.itemsize
 
@@ -75,7 +75,7 @@ class Row:
                 if d < highest:
                     log_norm += lost  # with it the loss is rounded twice, not three times
             if labelled or q != 0:
-                return row_loss(linear_loss(kept, m, x_t, gap), kept + mass, log_norm)
+                return row_loss(add_gap(gap, kept, m, x_t), kept + mass, log_norm)
             return m + log_norm
 
         @device_function
@@ -109,7 +109,7 @@ def picks(code, form):
     """The kernel of nll_loss, a row a thread: its loss, or its gradient at the target (the rest of which is 0)."""
     stored, real = STORED[code], REAL[code]
     nothing, one = real(0), real(1)
-    mass_gap = Functions(code).mass_gap
+    add_gap = Functions(code).add_gap
     weight_size = one.itemsize
 
     def kernel(logits, target, mass, result, upstream, scale):
@@ -130,7 +130,9 @@ def picks(code, form):
         if form == LOSS_ONLY:
             value = nothing if label == ignore else NAN
             if active:
-                value = mass_gap(weight_t, nothing, load(x + i * x_outer + label * x_class + k * x_inner, stored))
+                value = add_gap(
+                    nothing, weight_t, nothing, load(x + i * x_outer + label * x_class + k * x_inner, stored)
+                )
             store(loss + i * loss_outer + k * loss_inner, value, one)
         elif active:
             if factor != 0:
