@@ -31,27 +31,6 @@ class BFloat(ir.Type):
         return "bfloat"
 
 
-def borrowed(a):
-    """The same array without a reference count: views of it cost no atomic operation. Its owner must outlive it."""
-    return a
-
-
-@compiled_raw(borrowed, lambda a: a)
-def _without_owner(context, builder, sig, args):
-    array = context.make_array(sig.args[0])(context, builder, args[0])
-    array.meminfo = ir.Constant(array.meminfo.type, None)
-    array.parent = ir.Constant(array.parent.type, None)
-    return array._getvalue()
-
-
-def side_by_side(a):
-    """A one-dimensional array whose elements lie side by side, and are known to; borrowed."""
-    return a
-
-
-compiled_raw(side_by_side, lambda a: types.Array(a.dtype, 1, "C", readonly=not a.mutable))(_without_owner)
-
-
 def storage(a):
     """(LLVM type of an element, bytes of an element) of a Numba array type."""
     if a.dtype.bitwidth == 16:

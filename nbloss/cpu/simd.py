@@ -19,3 +19,4 @@ from nbloss.cpu.memory import *  # noqa: F403
 from nbloss.cpu.parts import inline as inline
 from nbloss.cpu.strided import *  # noqa: F403
 from nbloss.cpu.transpose import *  # noqa: F403
+from nbloss.cpu.views import *  # noqa: F403

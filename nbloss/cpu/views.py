@@ -1,0 +1,80 @@
+"""Arrays seen in other ways, without a reference count: what they show must outlive them."""
+
+import llvmlite.ir as ir
+from numba.core import cgutils, types
+from numba.np.arrayobj import populate_array
+
+from nbloss.cpu.arithmetic import compiled_raw
+from nbloss.cpu.memory import pointer_to
+
+
+def borrowed(a):
+    """The same array without a reference count: views of it cost no atomic operation."""
+    return a
+
+
+@compiled_raw(borrowed, lambda a: a)
+def _without_owner(context, builder, sig, args):
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    array.meminfo = ir.Constant(array.meminfo.type, None)
+    array.parent = ir.Constant(array.parent.type, None)
+    return array._getvalue()
+
+
+def side_by_side(a):
+    """A one-dimensional array whose elements lie side by side, and are known to; borrowed."""
+    return a
+
+
+compiled_raw(side_by_side, lambda a: types.Array(a.dtype, 1, "C", readonly=not a.mutable))(_without_owner)
+
+
+def lent_to(like, values, at, count):
+    """The place of values[at:] as `count` elements of like's type (a scalar's or an array's)."""
+    return values[at:].view(like.dtype)[:count]
+
+
+def as_rows(line, classes):
+    """Rows that lie one after the other, as (classes, rows)."""
+    return line.reshape(-1, classes).T
+
+
+def as_line(rows):
+    """The way back: (classes, rows), each row side by side, one after the other, as one line."""
+    return rows.T.reshape(-1)
+
+
+def _view(context, builder, ty, data, shape, strides):
+    """An array without an owner."""
+    array = context.make_array(ty)(context, builder)
+    itemsize = ir.Constant(ir.IntType(64), ty.dtype.bitwidth // 8)
+    populate_array(array, builder.bitcast(data, array.data.type), shape, strides, itemsize, meminfo=None)
+    return array._getvalue()
+
+
+def _line_of(like, *more):
+    return types.Array(like.dtype if isinstance(like, types.Array) else like, 1, "C")
+
+
+@compiled_raw(lent_to, _line_of)
+def _(context, builder, sig, args):
+    data = pointer_to(context, builder, sig.args[1], args[1], args[2], sig.args[2], ir.IntType(8))
+    count = context.cast(builder, args[3], sig.args[3], types.intp)
+    item = ir.Constant(ir.IntType(64), sig.return_type.dtype.bitwidth // 8)
+    return _view(context, builder, sig.return_type, data, [count], [item])
+
+
+@compiled_raw(as_rows, lambda line, classes: types.Array(line.dtype, 2, "A"))
+def _(context, builder, sig, args):
+    line = context.make_array(sig.args[0])(context, builder, args[0])
+    classes = context.cast(builder, args[1], sig.args[1], types.intp)
+    (count,), (item,) = (cgutils.unpack_tuple(builder, v) for v in (line.shape, line.strides))
+    strides = [item, builder.mul(classes, item)]
+    return _view(context, builder, sig.return_type, line.data, [classes, builder.sdiv(count, classes)], strides)
+
+
+@compiled_raw(as_line, lambda rows: types.Array(rows.dtype, 1, "A"))
+def _(context, builder, sig, args):
+    rows = context.make_array(sig.args[0])(context, builder, args[0])
+    size = builder.mul(*cgutils.unpack_tuple(builder, rows.shape))
+    return _view(context, builder, sig.return_type, rows.data, [size], [builder.extract_value(rows.strides, 0)])
