@@ -78,6 +78,7 @@ def test_alignment(rng, monkeypatch, past_caches, dtype):
             assert bits(call(moved, target, out=out)) == expected, (name, offset)
             assert (out_raw[:offset] == 170).all()
             assert (out_raw[offset + x.nbytes :] == 170).all()
+            assert bits(call(moved, target, out=moved)) == expected, (name, offset, "in place")
 
 
 def test_repeats(rng):

@@ -80,26 +80,6 @@ def _driver(formula):
     loss_and_gradient = inline(formulas.bind(formula, **PRIMITIVES))
 
     @inline
-    def deliver(computed, w, upstream, same_u, gradient, loss, want, j, start, aligned, late, value_sum, faults, like):
-        value, slope, outside = computed
-        faults = where(outside, faults + 1.0, faults)
-        if want & VALUE:
-            value = value * w
-            if loss.shape[0]:
-                store(loss, j, value)
-            value_sum = add_wide(value_sum, value)
-        if want & GRADIENT:
-            y = slope * (w * _at(upstream, same_u, j, like))
-            if aligned < 0:
-                store(gradient, j, y)
-            elif j > start:  # a vector late, so that what is written past the caches is aligned
-                stream(gradient, j - lanes(like) + aligned, joined(late, y, aligned))
-            elif aligned:
-                store_first(gradient, j, aligned, y)
-            late = y
-        return late, value_sum, faults
-
-    @inline
     def segment(x, t, weight, pos_weight, upstream, gradient, loss, want, start, stop, like):
         step = lanes(like)
         same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
@@ -118,10 +98,22 @@ def _driver(formula):
         late = broadcast(0.0, like)
         for j in range(start, whole, step):
             w, p = _at(weight, same_w, j, like), _at(pos_weight, same_p, j, like)
-            computed = loss_and_gradient(load(x, j, like), load(t, j, like), p)
-            late, value_sum, faults = deliver(
-                computed, w, upstream, same_u, gradient, loss, want, j, start, aligned, late, value_sum, faults, like
-            )
+            value, slope, outside = loss_and_gradient(load(x, j, like), load(t, j, like), p)
+            faults = where(outside, faults + 1.0, faults)
+            if want & VALUE:
+                value = value * w
+                if loss.shape[0]:
+                    store(loss, j, value)
+                value_sum = add_wide(value_sum, value)
+            if want & GRADIENT:
+                y = slope * (w * _at(upstream, same_u, j, like))
+                if aligned < 0:
+                    store(gradient, j, y)
+                elif j > start:  # a vector late, so that what is written past the caches is aligned
+                    stream(gradient, j - step + aligned, joined(late, y, aligned))
+                elif aligned:
+                    store_first(gradient, j, aligned, y)
+                late = y
         if aligned >= 0:
             put(gradient, whole - step + aligned, step - aligned, joined(late, late, aligned), like)
         for j in range(whole, stop, step):

@@ -161,7 +161,7 @@ def _pointwise_calls(
         gradient = np.empty((outer, 0), x.dtype) if out is None else piece[5]
         losses = np.empty((outer, 0), piece[2].dtype) if loss is None else piece[-1]
         operands = (*piece[:5], gradient, losses)
-        past = PAST if out is not None and x.nbytes >= STREAM_FROM else 0
+        past = PAST if want & GRADIENT and x.nbytes >= STREAM_FROM else 0
         call = call or pointwise_kernels.prepare(problem.name, operands, want | past)
         yield call, operands
 
