@@ -111,7 +111,8 @@ _NEAR_INVERSE = np.array(
      0x3FA73BD7, 0x3FA0A92D, 0x3F9A924B, 0x3F94F1B4, 0x3F8FC0F7, 0x3F8ACCF1, 0x3F8656E6, 0x3F800000], np.int32
 ).view(np.float32)  # fmt: skip
 _OF_INVERSE = -np.log(_NEAR_INVERSE.astype(np.float64)).astype(np.float32)
-FOUR_THIRDS = np.float32(4 / 3)  # x has the exponent of m below 3/2, or the next, where the product has it
+# The exponent of 4/3 x is that of x, and one more from a mantissa of 3/2 on; rounded at both neighbours of 3/2 too.
+FOUR_THIRDS = np.float32(4 / 3)
 
 
 def log_parts(x):
@@ -134,8 +135,8 @@ def _(context, builder, sig, args):
         return ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
     i16, i32 = ir.IntType(16), ir.IntType(32)
     unused, all_lanes, rounding = ir.Constant(vt, [0.0] * vt.count), ir.Constant(i16, -1), ir.Constant(i32, 4)
-    scaled = builder.fmul(x, ir.Constant(vt, [float(FOUR_THIRDS)] * vt.count))
-    k = avx512(builder, "mask.getexp.ps", vt, scaled, unused, all_lanes, rounding)
+    larger = builder.fmul(x, ir.Constant(vt, [float(FOUR_THIRDS)] * vt.count))
+    k = avx512(builder, "mask.getexp.ps", vt, larger, unused, all_lanes, rounding)
     m = avx512(builder, "mask.getmant.ps", vt, x, ir.Constant(i32, 3), unused, all_lanes, rounding)  # of [3/4, 3/2)
     place = builder.lshr(builder.bitcast(m, it), ints(vt, 19))
     c, log_of_inverse = (

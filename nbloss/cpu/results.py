@@ -54,9 +54,8 @@ def dense_gap(x, q, weight, mode, m, like):
     kind = mode[0]
     gap = broadcast(0.0, np.float64(0.0))
     mass = gap
-    for start in range(
-        0, n, 16 * step
-    ):  # two sums of eight vectors, widened as one: 1.5 times as fast, for half an ulp
+    # Two sums of eight vectors are widened as one: a third faster than to widen each vector, for half an ulp.
+    for start in range(0, n, 16 * step):
         stop = min(start + 16 * step, n)
         whole = start + (stop - start) // step * step
         narrow_gap = broadcast(0.0, like)
