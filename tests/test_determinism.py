@@ -1,5 +1,7 @@
 """Same input, same bits: threads, alignment, repetition."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,9 @@ def calls(rng, dtype):
         yield f"cross_entropy {shape}", nbloss.cross_entropy.value_and_grad, x, labels
         yield f"probabilities {shape}", nbloss.cross_entropy.value_and_grad, x, rng.random(shape).astype(dtype)
         yield f"nll_loss {shape}", nbloss.nll_loss.value_and_grad, x, labels
+    weighted = partial(nbloss.cross_entropy.value_and_grad, weight=rng.random(3))
+    for shape in ((40_000, 3), (3, 3, 20_000)):  # labels are scanned in several pieces
+        yield f"weights {shape}", weighted, rng.random(shape).astype(dtype), rng.integers(0, 3, np.delete(shape, 1))
     x, t = rng.random(70_001).astype(dtype), rng.random(70_001).astype(dtype)
     for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
         yield name, getattr(nbloss, name).value_and_grad, x, t
