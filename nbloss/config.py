@@ -86,9 +86,9 @@ def warmup(
     >>> import nbloss, io
     >>> nbloss.warmup(losses=["mse_loss"], file=io.StringIO())
     """
-    from nbloss.cpu import solve
+    from nbloss.cpu import ahead
 
-    steps = solve.kernels_of(list(dtypes), None if losses is None else list(losses))
+    steps = ahead.kernels_of(list(dtypes), None if losses is None else list(losses))
     stream = file or sys.stderr
     begin = time.perf_counter()
     for done, (label, compile_it) in enumerate(steps, 1):

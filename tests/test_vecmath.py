@@ -47,7 +47,9 @@ def test_errors(rng, dtype):
     assert ulps(over_arrays(vecmath.log1p_unit)(unit), np.log1p(unit.astype(LONG))).max() < 2
     half = unit[unit <= 0.5]
     assert ulps(over_arrays(vecmath.log_complement)(half), np.log1p(-half.astype(LONG))).max() < 2
-    x = np.concatenate([tiny, rng.random(100_000) * 10, rng.uniform(0.05, 0.07, 50_000)]).astype(dtype)
+    x = np.concatenate([tiny, rng.random(100_000) * 10, -rng.random(100_000), -np.minimum(tiny, 0.9)])
+    x = np.concatenate([x, rng.uniform(0.05, 0.07, 50_000)]).astype(dtype)
+    x = x[x > -1]
     assert ulps(over_arrays(vecmath.log1p)(x), np.log1p(x.astype(LONG))).max() < 1
 
 
@@ -90,8 +92,8 @@ def test_edges(dtype):
     assert (y[2:] < formulas.LOG_FLOOR).all()
     for function in (vecmath.log1p_unit, vecmath.log_complement):
         np.testing.assert_array_equal(over_arrays(function)(x[1:]), [nan, 0, 0])
-    x = np.array([0, inf, nan], dtype)
-    np.testing.assert_array_equal(over_arrays(vecmath.log1p)(x), [0, inf, nan])
+    x = np.array([0, inf, -1, -2, -inf, nan], dtype)
+    np.testing.assert_array_equal(over_arrays(vecmath.log1p)(x), [0, inf, -inf, nan, nan, nan])
 
 
 @extended

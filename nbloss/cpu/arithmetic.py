@@ -128,23 +128,20 @@ def compiled_raw(fn, result):
     return register
 
 
-def _call(builder, name, vt, *args, ret=None):
-    suffix = f"v{vt.count}" + {"float": "f32", "double": "f64"}[str(vt.element)]
-    name = f"{name}.{suffix}"
+def call(builder, name, result, *args):
+    """A call of a function that LLVM knows by its name."""
     module = builder.module
-    fn = module.globals.get(name)
-    if fn is None:
-        fn = ir.Function(module, ir.FunctionType(ret or vt, [a.type for a in args]), name)
+    fn = module.globals.get(name) or ir.Function(module, ir.FunctionType(result, [a.type for a in args]), name)
     return builder.call(fn, args)
+
+
+def _call(builder, name, vt, *args):
+    return call(builder, f"{name}.v{vt.count}" + {"float": "f32", "double": "f64"}[str(vt.element)], vt, *args)
 
 
 def avx512(builder, name, result, *args):
     """A call of an instruction that AVX-512 alone has."""
-    name = f"llvm.x86.avx512.{name}.512"
-    known = builder.module.globals.get(name)
-    return builder.call(
-        known or ir.Function(builder.module, ir.FunctionType(result, [a.type for a in args]), name), args
-    )
+    return call(builder, f"llvm.x86.avx512.{name}.512", result, *args)
 
 
 def vector_of_ints(vt):

@@ -12,6 +12,7 @@ from nbloss.cpu.arithmetic import (
     Mask,
     Vec,
     broadcast_value,
+    call,
     compiled_raw,
     llvm_vector,
     nothing,
@@ -106,12 +107,8 @@ def _(context, builder, sig, args):
     i8 = ir.IntType(8)
     pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], i8)
     i32 = ir.IntType(32)
-    fn = builder.module.globals.get("llvm.prefetch.p0")
-    if fn is None:
-        fn = ir.Function(
-            builder.module, ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32]), "llvm.prefetch.p0"
-        )
-    builder.call(fn, [pointer, *(ir.Constant(i32, k) for k in (0, 3, 1))])  # to read, to keep, data
+    numbers = (ir.Constant(i32, k) for k in (0, 3, 1))  # to read, to keep, data
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
     return context.get_dummy_value()
 
 
@@ -143,11 +140,7 @@ def masked(builder, kind, stored, args, ret):
         args = [*args[:-1], ir.Constant(ir.IntType(32), 1), args[-1]]
     if kind == "load":
         args = [*args, ir.Constant(stored, ir.Undefined)]
-    name = f"llvm.masked.{kind}.{suffix}.p0"
-    fn = builder.module.globals.get(name)
-    if fn is None:
-        fn = ir.Function(builder.module, ir.FunctionType(ret, [a.type for a in args]), name)
-    return builder.call(fn, args)
+    return call(builder, f"llvm.masked.{kind}.{suffix}.p0", ret, *args)
 
 
 def store(a, i, value):

@@ -9,9 +9,9 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import config, types
 from numba.extending import NativeValue, models, register_model, unbox
-from numba.np.arrayobj import populate_array
 
 from nbloss.cpu.arithmetic import compiled_raw
+from nbloss.cpu.views import view
 
 BYTES = ir.IntType(8).as_pointer()
 INT = ir.IntType(64)
@@ -68,16 +68,8 @@ def _(context, builder, sig, args):
         for _ in range(2 * array_type.ndim):
             numbers.append(builder.load(place))
             place = builder.gep(place, [ir.Constant(INT, 1)])
-        array = context.make_array(array_type)(context, builder)
-        populate_array(
-            array,
-            data=builder.bitcast(builder.extract_value(args[0], k), array.data.type),
-            shape=numbers[: array_type.ndim],
-            strides=numbers[array_type.ndim :],
-            itemsize=ir.Constant(INT, array_type.dtype.bitwidth // 8),
-            meminfo=None,
-        )
-        arrays.append(array._getvalue())
+        data = builder.extract_value(args[0], k)
+        arrays.append(view(context, builder, array_type, data, numbers[: array_type.ndim], numbers[array_type.ndim :]))
     return context.make_tuple(builder, sig.return_type, arrays)
 
 

@@ -24,7 +24,7 @@ from nbloss.cpu.simd import (
     where,
 )
 
-INF = float("inf")
+INF, NAN = float("inf"), float("nan")
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 # ln 2 in two parts, the first short enough that n·LN2_HIGH is exact for every exponent n.
 LN2_HIGH_32, LN2_LOW_32 = 0.693359375, -2.12194440054690581e-4
@@ -179,7 +179,7 @@ def log_unit(x):
 
 @inline
 def log1p(x):
-    """log(1 + x) for x >= 0, inf included; NaN stays NaN."""
+    """log(1 + x) for x >= -1: -inf at -1; NaN for x < -1 and NaN."""
     u = x + 1.0
     lost = where(x > 1.0, 1.0 - (u - x), x - (u - 1.0))  # what 1 + x rounded away
     if HAS_AVX512 and is_single(x):
@@ -188,12 +188,18 @@ def log1p(x):
         high = log_of_inverse + r
         rest = scaled(lost, -k) * c
         low = ((log_of_inverse - high) + r) + fma(-r, rest, rest)
-        return where(x < INF, _sum_of_log(k, high, low, r), x)
+        return _within(x, u, _sum_of_log(k, high, low, r))
     k, power = exponent_of(u, 0)
     near = k == 0.0
     f = where(near, x, fma(power, u, -1.0))
     lost = lost * (power * fma(fma(f, 0.914, -1.081), f, 1.005))  # over u: 1 / (1 + f) within 1% costs a 50th of an ulp
-    return where(x < INF, _log_of_parts(k, f, where(near, 0.0, lost)), x)
+    return _within(x, u, _log_of_parts(k, f, where(near, 0.0, lost)))
+
+
+@inline
+def _within(x, u, y):
+    """y = log(u) where u = 1 + x is finite and above 0; what log1p(x) is elsewhere."""
+    return where(u == 0.0, -INF, where(u > 0.0, where(x < INF, y, x), NAN))
 
 
 _log1p_unit_single = inline(formulas.bind(formulas.log1p_unit_single, fma=fma))

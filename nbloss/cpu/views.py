@@ -44,8 +44,8 @@ def as_line(rows):
     return rows.T.reshape(-1)
 
 
-def _view(context, builder, ty, data, shape, strides):
-    """An array without an owner."""
+def view(context, builder, ty, data, shape, strides):
+    """An array of type `ty` without an owner, in LLVM."""
     array = context.make_array(ty)(context, builder)
     itemsize = ir.Constant(ir.IntType(64), ty.dtype.bitwidth // 8)
     populate_array(array, builder.bitcast(data, array.data.type), shape, strides, itemsize, meminfo=None)
@@ -61,7 +61,7 @@ def _(context, builder, sig, args):
     data = pointer_to(context, builder, sig.args[1], args[1], args[2], sig.args[2], ir.IntType(8))
     count = context.cast(builder, args[3], sig.args[3], types.intp)
     item = ir.Constant(ir.IntType(64), sig.return_type.dtype.bitwidth // 8)
-    return _view(context, builder, sig.return_type, data, [count], [item])
+    return view(context, builder, sig.return_type, data, [count], [item])
 
 
 @compiled_raw(as_rows, lambda line, classes: types.Array(line.dtype, 2, "A"))
@@ -70,11 +70,11 @@ def _(context, builder, sig, args):
     classes = context.cast(builder, args[1], sig.args[1], types.intp)
     (count,), (item,) = (cgutils.unpack_tuple(builder, v) for v in (line.shape, line.strides))
     strides = [item, builder.mul(classes, item)]
-    return _view(context, builder, sig.return_type, line.data, [classes, builder.sdiv(count, classes)], strides)
+    return view(context, builder, sig.return_type, line.data, [classes, builder.sdiv(count, classes)], strides)
 
 
 @compiled_raw(as_line, lambda rows: types.Array(rows.dtype, 1, "A"))
 def _(context, builder, sig, args):
     rows = context.make_array(sig.args[0])(context, builder, args[0])
     size = builder.mul(*cgutils.unpack_tuple(builder, rows.shape))
-    return _view(context, builder, sig.return_type, rows.data, [size], [builder.extract_value(rows.strides, 0)])
+    return view(context, builder, sig.return_type, rows.data, [size], [builder.extract_value(rows.strides, 0)])

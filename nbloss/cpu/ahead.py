@@ -1,0 +1,40 @@
+"""What can be compiled before it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from nbloss.cpu import pointwise as pointwise_kernels
+from nbloss.cpu import rowwise as rowwise_kernels
+from nbloss.cpu.compile import Kernel
+from nbloss.problem import CODES
+
+_ROW_FUNCTIONS = ("cross_entropy", "nll_loss", "logsumexp", "log_softmax", "softmax")
+
+
+def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, Callable[[], object]]]:
+    """(label, compile it) for every kernel variant that these losses use."""
+    known = [*_ROW_FUNCTIONS, *pointwise_kernels.KERNELS]
+    for kind, asked, names in (("dtype", dtypes, list(CODES)), ("loss", losses or [], known)):
+        for name in asked:
+            if name not in names:
+                raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(names)}")
+    variants: dict[tuple[object, ...], tuple[str, Callable[[], object]]] = {}
+    for loss in known if losses is None else losses:
+        for dtype in dtypes:
+            code = CODES[dtype]
+            wanted: list[tuple[Kernel, tuple[str, ...]]]
+            if loss in pointwise_kernels.KERNELS:
+                wanted = [(pointwise_kernels.KERNELS[loss], (code, code))]
+            else:
+                kernels = (
+                    [rowwise_kernels.PICKS] if loss == "nll_loss" else [rowwise_kernels.ROWS, rowwise_kernels.TILES]
+                )
+                wanted = [(kernel, (code, "l", code)) for kernel in kernels]
+                wanted.append((rowwise_kernels.SCAN, ("l", "d" if code == "d" else "f")))
+            for kernel, codes in wanted:
+                for parallel in (False,) if kernel is rowwise_kernels.SCAN else (False, True):
+                    label = f"{kernel.name} {dtype}{' parallel' if parallel else ''}"
+                    variants[kernel, codes, parallel] = (label, partial(kernel.variant, parallel, *codes))
+    return list(variants.values())
