@@ -47,27 +47,23 @@ FACTS = 3  # numbers a row that its loss is made of
 
 
 @inline
-def _row_labels(operands, mode, scratch, i, k, count, like):
+def _row_labels(t, classes, mode, copied, i, k, count, like):
     """The labels of a vector of rows; lanes from `count` on hold anything."""
-    x, t, _, _, _, _, _ = operands
-    ignore = mode[3]
-    if mode[0] != CLASS_INDEX:
+    kind, _, _, ignore, _, _ = mode
+    if kind != CLASS_INDEX:
         return broadcast(0.0, like)
     if count == lanes(like) and t.strides[1] == t.itemsize:
-        return load_labels(t[i], k, x.shape[1], ignore, like)
-    copied = scratch[2]
+        return load_labels(t[i], k, classes, ignore, like)
     for c in range(count):
         copied[c] = np.int64(t[i, k + c])
-    return load_labels(copied, 0, x.shape[1], ignore, like)
+    return load_labels(copied, 0, classes, ignore, like)
 
 
 @inline
-def _row_weights(operands, mode, scratch, i, k, count, like):
+def _row_weights(t, weight, kind, facts, i, k, count, like):
     """The class weight of each row's target; anything where it has none."""
-    _, t, _, weight, _, _, _ = operands
-    if mode[0] != CLASS_INDEX or weight.shape[0] == 0:
+    if kind != CLASS_INDEX or weight.shape[0] == 0:
         return broadcast(1.0, like)
-    facts = scratch[1]
     for c in range(count):
         label = np.int64(t[i, k + c])
         facts[c] = weight[label] if 0 <= label < weight.shape[0] else 1.0
@@ -75,12 +71,10 @@ def _row_weights(operands, mode, scratch, i, k, count, like):
 
 
 @inline
-def _row_scales(operands, scratch, i, k, count, like):
+def _row_scales(upstream, own_factor, facts, i, k, count, like):
     """What the gradient of each row is multiplied by."""
-    upstream = operands[4]
-    facts = scratch[1]
     if upstream.shape[0] == 0:
-        return broadcast(scratch[6], like)
+        return broadcast(own_factor, like)
     for c in range(count):
         facts[c] = upstream[i, k + c]
     return load(facts, 0, like)
@@ -99,7 +93,7 @@ def _tile_mass_at(q, weight, mode, i, j, k, count, like):
 @inline
 def tiles(operands, mode, unit, like, scratch):
     """`width` vectors of rows, `near` of them at once: writes what is asked for, returns the sum of their losses."""
-    x, _, _, _, _, out, _ = operands
+    x, _, _, _, _, out, loss = operands
     _, form, past, _, _, _ = mode
     tile, _, _, width, near, _, _ = scratch
     classes = x.shape[1]
@@ -155,13 +149,12 @@ def tiles(operands, mode, unit, like, scratch):
             else:
                 for j in range(classes):
                     write_from(tile, j * lead, out[i, j], low, high, past, like)
-    return _losses(operands, tile, facts, i, start, stop, like)
+    return _losses(loss, tile, facts, i, start, stop, like)
 
 
 @inline
-def _losses(operands, tile, facts, i, start, stop, like):
+def _losses(loss, tile, facts, i, start, stop, like):
     """The losses of a unit's rows, and their sum. Apart from all else, the logarithms of several vectors overlap."""
-    loss = operands[6]
     step = lanes(like)
     value_sum = broadcast(0.0, np.float64(0.0))
     for k in range(start, stop, step):
@@ -179,12 +172,12 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
 
     Returns what `row_loss` is made of, with r in place of log1p(r).
     """
-    x, _, q, weight, _, _, _ = operands
+    x, t, q, weight, upstream, _, _ = operands
     kind, form, _, _, share, uniform = mode
-    tile = scratch[0]
+    tile, facts, copied, _, _, _, own_factor = scratch
     classes = x.shape[1]
     zero = broadcast(0.0, like)
-    labels = _row_labels(operands, mode, scratch, i, k, count, like)
+    labels = _row_labels(t, classes, mode, copied, i, k, count, like)
     m = m + (m - m)  # NaN where infinite
     scale = scale_of(m)
     unit = scaled_exp(m, scale)
@@ -226,7 +219,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         norm = rest + unit
         x_t = m
     r = where(x_t == m, rest, norm - unit) * inverse
-    w_t = _row_weights(operands, mode, scratch, i, k, count, like)
+    w_t = _row_weights(t, weight, kind, facts, i, k, count, like)
     kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
     fixed = where(labelled(labels, OUTSIDE), np.nan, zero)  # the loss of a row without a target
     idle = without_class(labels)
@@ -236,7 +229,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
-        factor = _row_scales(operands, scratch, i, k, count, like)
+        factor = _row_scales(upstream, own_factor, facts, i, k, count, like)
         a = kept + mass
         at_target = factor * target_gradient(rest, norm, a, mass - uniform * w_t)
         if kind == NO_TARGET:
