@@ -6,10 +6,11 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Sequence
-from typing import SupportsIndex, TextIO
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex, TextIO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from nbloss.cuda import device
 
@@ -61,7 +62,10 @@ def get_num_threads() -> int:
 
 
 def warmup(
-    dtypes: Sequence[str] = ("float32",), losses: Sequence[str] | None = None, *, file: TextIO | None = None
+    dtypes: DTypeLike | Sequence[DTypeLike] = ("float32",),
+    losses: str | Sequence[str] | None = None,
+    *,
+    file: TextIO | None = None,
 ) -> None:
     """Compile the kernels of some losses ahead of their first use, showing progress.
 
@@ -69,9 +73,9 @@ def warmup(
 
     Parameters
     ----------
-    dtypes : sequence of {"float16", "bfloat16", "float32", "float64"}
-        Dtypes of the input; targets are taken to be int64, or of the same dtype.
-    losses : sequence of names such as "cross_entropy" or "softmax", optional
+    dtypes : one or more of {"float16", "bfloat16", "float32", "float64"}
+        Dtypes of the input, by name or as NumPy knows them; targets are taken to be int64, or of the same dtype.
+    losses : one or more names such as "cross_entropy" or "softmax", optional
         None means all.
     file : text stream, optional
         Where progress goes; None means standard error.
@@ -88,7 +92,8 @@ def warmup(
     """
     from nbloss.cpu import ahead
 
-    steps = ahead.kernels_of(list(dtypes), None if losses is None else list(losses))
+    names = [d if isinstance(d, str) else np.dtype(d).name for d in _several(dtypes)]
+    steps = ahead.kernels_of(names, None if losses is None else _several(losses))
     stream = file or sys.stderr
     begin = time.perf_counter()
     for done, (label, compile_it) in enumerate(steps, 1):
@@ -97,6 +102,11 @@ def warmup(
         compile_it()
         print(f"{time.perf_counter() - start:.2f} s", file=stream, flush=True)
     print(f"{len(steps)} kernels ready in {time.perf_counter() - begin:.1f} s", file=stream, flush=True)
+
+
+def _several(asked: Any) -> list[Any]:
+    """One, or one after the other."""
+    return [asked] if isinstance(asked, str) or not isinstance(asked, Iterable) else list(asked)
 
 
 def show_config(file: TextIO | None = None) -> None:

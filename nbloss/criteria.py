@@ -23,6 +23,9 @@ class _Criterion:
     """A loss with its options."""
 
     reduction: Reduction = "mean"
+    backend: str = "auto"
+    stream: object = None
+    check: bool = True
     _loss: ClassVar[Loss[...]]
 
     def _options(self) -> dict[str, Any]:
@@ -47,7 +50,13 @@ class _Criterion:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossEntropyLoss(_Criterion):
-    """`cross_entropy` with its options."""
+    """Cross-entropy of logits and a target: `cross_entropy` with its options, and its errors.
+
+    >>> import nbloss
+    >>> criterion = nbloss.CrossEntropyLoss(label_smoothing=0.1)
+    >>> print(round(float(criterion([[2.0, 1.0, 0.1]], [0])), 6))
+    0.513697
+    """
 
     _loss = losses.cross_entropy
     weight: ArrayLike | None = None
@@ -58,7 +67,13 @@ class CrossEntropyLoss(_Criterion):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NLLLoss(_Criterion):
-    """`nll_loss` with its options."""
+    """Negative log-likelihood of log-probabilities and class indices: `nll_loss` with its options, and its errors.
+
+    >>> import nbloss
+    >>> criterion = nbloss.NLLLoss(reduction="sum")
+    >>> print(round(float(criterion([[-0.5, -0.9]], [0])), 6))
+    0.5
+    """
 
     _loss = losses.nll_loss
     weight: ArrayLike | None = None
@@ -68,7 +83,13 @@ class NLLLoss(_Criterion):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BCELoss(_Criterion):
-    """`binary_cross_entropy` with its options."""
+    """Binary cross-entropy of probabilities and targets: `binary_cross_entropy` with its options, and its errors.
+
+    >>> import nbloss
+    >>> criterion = nbloss.BCELoss()
+    >>> print(round(float(criterion([0.5], [1.0])), 6))
+    0.693147
+    """
 
     _loss = losses.binary_cross_entropy
     weight: ArrayLike | None = None
@@ -76,7 +97,13 @@ class BCELoss(_Criterion):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BCEWithLogitsLoss(_Criterion):
-    """`binary_cross_entropy_with_logits` with its options."""
+    """Binary cross-entropy of logits: `binary_cross_entropy_with_logits` with its options, and its errors.
+
+    >>> import nbloss
+    >>> criterion = nbloss.BCEWithLogitsLoss(pos_weight=3.0)
+    >>> print(round(float(criterion([0.0], [1.0])), 6))
+    2.079442
+    """
 
     _loss = losses.binary_cross_entropy_with_logits
     weight: ArrayLike | None = None
@@ -85,7 +112,13 @@ class BCEWithLogitsLoss(_Criterion):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MSELoss(_Criterion):
-    """`mse_loss` with its options."""
+    """Squared error: `mse_loss` with its options, and its errors.
+
+    >>> import nbloss
+    >>> criterion = nbloss.MSELoss()
+    >>> print(round(float(criterion([3.0], [1.0])), 6))
+    4.0
+    """
 
     _loss = losses.mse_loss
     weight: ArrayLike | None = None
@@ -93,7 +126,13 @@ class MSELoss(_Criterion):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class L1Loss(_Criterion):
-    """`l1_loss` with its options."""
+    """Absolute error: `l1_loss` with its options, and its errors.
+
+    >>> import nbloss
+    >>> criterion = nbloss.L1Loss()
+    >>> print(round(float(criterion([3.0], [1.0])), 6))
+    2.0
+    """
 
     _loss = losses.l1_loss
     weight: ArrayLike | None = None

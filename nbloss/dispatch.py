@@ -34,7 +34,7 @@ def _arrive(name: str, value: object, stream: object) -> Array:
 
 def choose(backend: str, stream: object, problem: Problem) -> Problem:
     """The problem, with where it is to be solved: "auto" is where its arrays are."""
-    if backend not in ("auto", "cpu", "cuda"):
+    if not isinstance(backend, str) or backend not in ("auto", "cpu", "cuda"):
         raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {backend!r}")
     if problems.at_one_place(problem):
         if backend == "cpu":
@@ -75,9 +75,9 @@ def solve(
         on_its_device = cuda.run if problems.is_device_view(problem.x) else cuda.through_device
         return on_its_device(problem, value, form, written, in_place, factor), written
     cpu = _cpu()
-    hopeless = factor.ndim or (key is not None and _plans.get(key, cpu) is None)
-    plan = None if hopeless else cpu.plan(problem, value, form, written, in_place)
-    if key is not None and not hopeless:
+    without = factor.ndim or (key in _plans and _plans[key] is None)
+    plan = None if without else cpu.plan(problem, value, form, written, in_place)
+    if key is not None and not without:
         _keep(key, plan, problem, given)
     if plan is not None:
         weights = {n: a for n in _WEIGHTS if (a := getattr(problem, n, None)) is not None}
@@ -116,6 +116,7 @@ def _cuda() -> Any:
 _plans: dict[Key | None, Callable[..., Any] | None] = {}
 _MOST_PLANS = 256
 _PLAIN = {str, int, float, bool, type(None)}
+_NUMBERS = {float, int, np.float64, np.float32}
 _WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
 
 
@@ -167,8 +168,8 @@ def replay(
 
 
 def _keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwise, given: Given) -> None:
-    """Keep a plan, if the problem's arrays are those of the call, and it knows no sum of their values; or that there is
-    none.
+    """Store `plan` under `key` (None: there is none), unless it depends on a converted copy of an argument or on the
+    sum of the weights.
     """
     x, target, options = given
     if problem.x is not x or problem.target is not target or problems.has_weighted_mean(problem):
@@ -215,10 +216,12 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         grad_output = out = key = None
         if form == GRADIENT:
             args, grad_output, out = _split(args, kwargs)
-        if len(args) == 2 and (grad_output is None or type(grad_output) is float):
+        while len(args) < 2 and names[len(args)] in kwargs:
+            args = (*args, kwargs.pop(names[len(args)]))
+        if len(args) == 2 and (grad_output is None or type(grad_output) in _NUMBERS):
             x, target = args
             key = key_of(entry, x, target, out, kwargs)
-            known = replay(key, x, target, form, out, 1.0 if grad_output is None else grad_output, kwargs)
+            known = replay(key, x, target, form, out, 1.0 if grad_output is None else float(grad_output), kwargs)
             if known is not None:
                 return known
         if any(map(on_device, (*args, grad_output, out, *kwargs.values()))):
@@ -236,6 +239,9 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     def value(*args: P.args, **kwargs: P.kwargs) -> Any:
         return run(args, kwargs, name, True, LOSS_ONLY)[0]
 
+    value.__annotations__ = {**define.__annotations__, "return": "Any"}
+    setattr(value, "__signature__", inspect.signature(define).replace(return_annotation="Any"))  # noqa: B010
+
     def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Any, Array]:
         return run(args, kwargs, both, True, GRADIENT)
 
@@ -245,13 +251,14 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     for method, returns in ((value_and_grad, "The loss and its gradient"), (grad, "The gradient")):
         method.__qualname__ = f"{name}.{method.__name__}"
         method.__module__ = define.__module__
-        setattr(method, "__signature__", _with_gradient_arguments(define))  # noqa: B010
+        setattr(method, "__signature__", _with_gradient_arguments(define, method))  # noqa: B010
         method.__doc__ = f"""{returns} of `{name}`, whose other arguments it takes.
 
         grad_output is the upstream gradient: a scalar, or with ``reduction="none"`` an array of the loss's shape; None
         means 1. The gradient is that of ``sum(grad_output * loss)`` with respect to the first argument, in its shape
-        and dtype. `out` receives it: a writable array of any strides, which may be the first argument itself; any other
-        overlap with an argument is a ValueError.
+        and dtype. `out` receives it: a writable array of that shape and dtype and of any strides, which may be the
+        first argument itself; another dtype is a TypeError, another shape, a read-only array or any other overlap with
+        an argument a ValueError. A call that raises has changed neither `out` nor anything else.
         """
         setattr(value, method.__name__, method)
     return cast("Loss[P]", value)
@@ -262,18 +269,22 @@ def _split(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], 
     grad_output, out = (kwargs.pop("grad_output", None), kwargs.pop("out", None)) if kwargs else (None, None)
     if len(args) > 2:
         extra = args[2:]
-        if len(extra) > 2 or grad_output is not None or (len(extra) == 2 and out is not None):
+        if len(extra) > 2:
             raise TypeError("too many positional arguments: options are given by name")
+        for name, twice in (("grad_output", grad_output), ("out", out if len(extra) == 2 else None)):
+            if twice is not None:
+                raise TypeError(f"got multiple values for argument {name!r}")
         grad_output = extra[0]
         out = extra[1] if len(extra) == 2 else out
     return args[:2], grad_output, out
 
 
-def _with_gradient_arguments(define: Callable[..., object]) -> inspect.Signature:
+def _with_gradient_arguments(define: Callable[..., object], method: Callable[..., object]) -> inspect.Signature:
     signature = inspect.signature(define)
     positional = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     options = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     added = [
         inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for n in ("grad_output", "out")
     ]
-    return signature.replace(parameters=[*positional, *added, *options])
+    returns = method.__annotations__["return"]
+    return signature.replace(parameters=[*positional, *added, *options], return_annotation=returns)

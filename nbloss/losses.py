@@ -76,8 +76,8 @@ def cross_entropy(
     IndexError
         For a class index outside [0, C) that is not `ignore_index`.
     ValueError
-        For shapes that do not fit, an axis out of range (AxisError), an unknown reduction or backend, or a
-        label_smoothing outside [0, 1].
+        For shapes that do not fit, an axis out of range (AxisError), an unknown reduction or backend, a label_smoothing
+        outside [0, 1], or an ignore_index of 0 or more with class probabilities.
     TypeError
         For logits that are not floating, a masked, object or complex array, or arrays that are not all in one place.
     RuntimeError
@@ -89,6 +89,9 @@ def cross_entropy(
     only, or with +inf or NaN, gives NaN for that row.
 
     Label smoothing is that of Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016).
+
+    `cross_entropy.value_and_grad` and `cross_entropy.grad` give the gradient too, for an upstream gradient and into
+    `out` if there are any.
 
     Examples
     --------
@@ -146,6 +149,9 @@ def nll_loss(
     -----
     Only the target's entry of a row is read: -inf there gives inf, NaN gives NaN.
 
+    `nll_loss.value_and_grad` and `nll_loss.grad` give the gradient too, for an upstream gradient and into `out` if
+    there are any.
+
     Examples
     --------
     >>> import nbloss
@@ -202,6 +208,9 @@ def binary_cross_entropy(
     -----
     NaN in probs or target gives NaN for that element. Logits lose digits on their way through a sigmoid: where you
     have them, use `binary_cross_entropy_with_logits`.
+
+    `binary_cross_entropy.value_and_grad` and `binary_cross_entropy.grad` give the gradient too, for an upstream
+    gradient and into `out` if there are any.
 
     Examples
     --------
@@ -262,6 +271,9 @@ def binary_cross_entropy_with_logits(
     -----
     Infinite logits give the limits: 0 on the target's side and inf on the other. NaN gives NaN for that element.
 
+    `binary_cross_entropy_with_logits.value_and_grad` and `binary_cross_entropy_with_logits.grad` give the gradient
+    too, for an upstream gradient and into `out` if there are any.
+
     Examples
     --------
     >>> import nbloss
@@ -321,6 +333,9 @@ def mse_loss(
     -----
     Infinite values follow IEEE arithmetic; NaN gives NaN for that element.
 
+    `mse_loss.value_and_grad` and `mse_loss.grad` give the gradient too, for an upstream gradient and into `out` if
+    there are any.
+
     Examples
     --------
     >>> import nbloss
@@ -365,6 +380,9 @@ def l1_loss(
     -----
     Infinite values follow IEEE arithmetic; NaN gives NaN for that element.
 
+    `l1_loss.value_and_grad` and `l1_loss.grad` give the gradient too, for an upstream gradient and into `out` if
+    there are any.
+
     Examples
     --------
     >>> import nbloss
@@ -400,7 +418,7 @@ def logsumexp(
     Raises
     ------
     ValueError
-        For an axis out of range (AxisError) or an unknown backend.
+        For an axis out of range (AxisError) or named twice, or an unknown backend.
     TypeError
         For x that is not floating, or a masked, object or complex array.
 
@@ -423,6 +441,8 @@ def logsumexp(
     if axis is None or isinstance(axis, Sequence):
         values = problem.as_floats("x", x)
         axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
+        if len(set(axes)) < len(axes):
+            raise ValueError(f"axis must not name a dimension twice, got {axis!r}")
         kept = [k for k in range(values.ndim) if k not in axes]
         gone = [k for k in axes if k < values.ndim]
         row = math.prod(values.shape[k] for k in gone)

@@ -126,15 +126,15 @@ def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return FLOAT64 if dtype == FLOAT64 else FLOAT32
 
 
-def as_floats(name: str, value: ArrayLike) -> Array:
-    """`value` as an array of a supported floating dtype, in native byte order."""
+def as_floats(name: str, value: ArrayLike, others: str = "") -> Array:
+    """`value` as an array of a supported floating dtype, in native byte order; `others` would do too."""
     array = _as_array(name, value)
     if array.dtype in NATIVE or is_bfloat16(array.dtype):
         return array
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         native: Array = array.astype(array.dtype.newbyteorder("="))
         return native
-    raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}")
+    raise TypeError(f"{name} must be {others}float16, bfloat16, float32 or float64, got {array.dtype}")
 
 
 def _as_array(name: str, value: ArrayLike) -> Array:
@@ -154,18 +154,22 @@ def _as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     array = _as_array(name, value)
     if array.dtype.kind in "iub":
         return array.astype(dtype)
-    return as_floats(name, array)
+    return as_floats(name, array, "integer, bool, ")
 
 
-def _as_labels(array: Array) -> Array:
+def _as_labels(array: Array, classes: int, ignore_index: int, check: bool) -> Array:
     if array.dtype.kind == "b":
         return array.view(np.uint8)
     if is_device_view(array):
         device_labels: Array = array
         return device_labels
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # compared as int64: no huge label may wrap around
-        clipped: Array = np.asarray(np.minimum(array, np.uint64(2**63 - 1)), np.int64)
-        return clipped
+        huge = array > 2**63 - 1
+        if check and huge.any():
+            refuse_labels(array, classes, ignore_index)
+        outside = -2 if ignore_index == -1 else -1
+        within: Array = np.where(huge, outside, array.astype(np.int64))
+        return within
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -173,7 +177,7 @@ def _as_labels(array: Array) -> Array:
 
 
 def _reduction(value: object) -> Reduction:
-    if value == "mean" or value == "sum" or value == "none":
+    if not np.ndim(value) and value in ("none", "mean", "sum"):  # type: ignore[arg-type]  # NumPy asks anything
         return value
     raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {value!r}")
 
@@ -276,9 +280,7 @@ def cross_entropy(
     )
     wanted = _as_array("target", target)
     if wanted.dtype.kind in "iub":
-        problem.labels = _as_labels(wanted)
-        _match_labels("logits", problem)
-        return problem
+        return _with_labels(problem, "logits", wanted)
     problem.probabilities = as_floats("target", wanted)
     if wanted.shape != logits.shape:
         raise ValueError(
@@ -311,14 +313,12 @@ def nll_loss(
         log_probs,
         where,
         _reduction(reduction),
-        labels=_as_labels(labels),
         weight=_class_weight(weight, log_probs.shape[where], compute_dtype(log_probs.dtype)),
         ignore_index=_ignore_index(ignore_index),
         normalized=True,
         check=check,
     )
-    _match_labels("log_probs", problem)
-    return problem
+    return _with_labels(problem, "log_probs", labels)
 
 
 def rows(x: ArrayLike, axis: SupportsIndex) -> Rowwise:
@@ -338,14 +338,14 @@ def _ignore_index(value: SupportsIndex) -> int:
     return index if -(2**63) <= index < 2**63 else -(2**63)
 
 
-def _match_labels(argument: str, problem: Rowwise) -> None:
-    labels = problem.labels
-    assert labels is not None
+def _with_labels(problem: Rowwise, argument: str, labels: Array) -> Rowwise:
     if labels.shape != problem.shape:
         raise ValueError(
             f"target must have shape {problem.shape} for {argument} of shape {problem.x.shape} with classes along axis "
             f"{problem.axis}, got {labels.shape}"
         )
+    problem.labels = _as_labels(labels, problem.x.shape[problem.axis], problem.ignore_index, problem.check)
+    return problem
 
 
 # --- what a call adds to its problem --------------------------------------------------------------------------

@@ -82,6 +82,16 @@ def test_second_calls_take_a_plan(rng, monkeypatch, name):
     np.testing.assert_array_equal(call(x.copy()), expected)
 
 
+def test_arguments_by_name_and_any_number_take_a_plan(rng, monkeypatch):
+    x, target, _ = arguments(rng, "cross_entropy", {}, "float32")
+    value, gradient = nbloss.cross_entropy.value_and_grad(x, target, 2.0)
+    nbloss.cross_entropy(x, target)
+    monkeypatch.setattr(nbloss.losses, "choose", None)
+    assert nbloss.cross_entropy(x, target=target) == nbloss.cross_entropy(target=target, logits=x) == value
+    for factor in (2.0, 2, np.float32(2), np.float64(2)):
+        np.testing.assert_array_equal(nbloss.cross_entropy.value_and_grad(x, target, factor)[1], gradient)
+
+
 @pytest.mark.parametrize("name", ["log_softmax", "softmax", "logsumexp"])
 @pytest.mark.parametrize("axis", [0, -1, None])
 def test_row_functions(rng, name, axis):

@@ -272,7 +272,7 @@ def test_six_cold_processes_at_once(expected, tmp_path):
 
 
 def test_edited_sources_are_compiled_anew(tmp_path):
-    """An edit, or an upgrade, of a module that a kernel calls; Numba's own cache would run the old code."""
+    """An edit, or an upgrade, of a module that a kernel is made of; Numba's own cache would run the old code."""
     shutil.copytree(PACKAGE, tmp_path / "nbloss", ignore=shutil.ignore_patterns("__pycache__"))
     code = "print(nbloss.mse_loss(np.float32([3]), np.float32([1])))"
     cache = tmp_path / "cache"
@@ -281,6 +281,15 @@ def test_edited_sources_are_compiled_anew(tmp_path):
     formulas.write_text(
         formulas.read_text().replace("return d * d, TWO * d, d < d", "return d * d * TWO, TWO * d, d < d")
     )
+    assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "8.0"
+    code = "print(nbloss.softmax(np.float32([0, 0])))"
+    assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "[0.5 0.5]"
+    problem = tmp_path / "nbloss" / "problem.py"
+    problem.write_text(
+        problem.read_text().replace("GRADIENT, LOG_SOFTMAX = 0, 1, 2", "LOG_SOFTMAX, GRADIENT = 0, 1, 2")
+    )
+    assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "[0.5 0.5]"
+    code = "print(nbloss.mse_loss(np.float32([3]), np.float32([1])))"
     assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "8.0"
     other_version = "from nbloss.cpu import compile as c\nc._versions = lambda: ('another Numba',)\n"
     before = len(kernels(cache))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
@@ -20,6 +22,7 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
         for name in asked:
             if name not in names:
                 raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(names)}")
+    labels = np.dtype(np.int64).char
     variants: dict[tuple[object, ...], tuple[str, Callable[[], object]]] = {}
     for loss in known if losses is None else losses:
         for dtype in dtypes:
@@ -31,8 +34,8 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
                 kernels = (
                     [rowwise_kernels.PICKS] if loss == "nll_loss" else [rowwise_kernels.ROWS, rowwise_kernels.TILES]
                 )
-                wanted = [(kernel, (code, "l", code)) for kernel in kernels]
-                wanted.append((rowwise_kernels.SCAN, ("l", "d" if code == "d" else "f")))
+                wanted = [(kernel, (code, labels, code)) for kernel in kernels]
+                wanted.append((rowwise_kernels.SCAN, (labels, "d" if code == "d" else "f")))
             for kernel, codes in wanted:
                 for parallel in (False,) if kernel is rowwise_kernels.SCAN else (False, True):
                     label = f"{kernel.name} {dtype}{' parallel' if parallel else ''}"

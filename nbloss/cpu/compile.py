@@ -157,10 +157,10 @@ def _versions() -> tuple[str, ...]:
 
 @cache
 def _sources() -> str:
-    """A hash of every file that a kernel is made of."""
+    """A hash of every file that a kernel is made of: the CPU backend and what stands above it."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in [package.parent / "formulas.py", *sorted(package.glob("*.py"))]:
+    for path in sorted([*package.parent.glob("*.py"), *package.glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

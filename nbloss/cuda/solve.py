@@ -100,7 +100,7 @@ def converted(view: View, dtype: np.dtype[Any]) -> View:
     """A contiguous copy of another dtype."""
     result = view.home.empty(view.shape, dtype)
     view = view.view(np.uint8) if view.dtype.kind == "b" else view
-    source = LABEL_CODE[view.dtype.char] if view.dtype.kind in "iu" else _code(view.dtype)
+    source = LABEL_CODE[view.dtype] if view.dtype.kind in "iu" else _code(view.dtype)
     _convert(_compiled(sum_kernels.convert, source, _code(dtype)), view, result)
     return result
 
@@ -304,7 +304,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
 
 
 def _label_code(labels: View) -> int:
-    return LABEL_CODE[labels.dtype.char]
+    return LABEL_CODE[labels.dtype]
 
 
 def _scan(problem: Rowwise, scratch: View, scale: float, dtype: np.dtype[Any], classes: int) -> None:

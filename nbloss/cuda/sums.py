@@ -19,6 +19,8 @@ from numba import cuda
 from nbloss.cuda.functions import add
 from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import (
+    I4_CODE,
+    I8_CODE,
     REAL,
     STORED,
     device_function,
@@ -30,7 +32,6 @@ from nbloss.cuda.intrinsics import (
 )
 
 I32, I64 = np.int32(0), np.int64(0)
-INT32_CODE, INT64_CODE = 5, 7  # of labels
 WIDE, UNIT = np.float64(0), np.float64(1)
 GOOD, BAD = np.int32(0), np.int32(1)
 
@@ -124,10 +125,10 @@ def scan_labels(code, threads, warp, each):
         outer, inner, classes = extent
         begin = np.int64(cuda.blockIdx.x) * threads * each + cuda.threadIdx.x
         value, bad = WIDE, GOOD
-        if outer == 1 and t_code in (INT64_CODE, INT32_CODE):
+        if outer == 1 and t_code in (I8_CODE, I4_CODE):
             # The usual case: all loads before the first label is looked at.
             labels = cuda.local.array(each, np.int64)
-            if t_code == INT64_CODE:
+            if t_code == I8_CODE:
                 fetch_int64(labels, t, t_inner, begin, inner, ignore)
             else:
                 fetch_int32(labels, t, t_inner, begin, inner, ignore)
