@@ -272,14 +272,7 @@ def _line(case: Case, work: str, rows: list[store.Row], threads: int | None) -> 
     others = sorted(rows[1:], key=lambda row: row["best"])
     ratios = ", ".join(f"{row['library']} {row['ratio']:.3g}x" for row in others)
     title = f"{case}{f'-{threads} threads' if threads else ''}, {WORKS[work]}"
-    return f"{title:<68} {show(own['best']):>8} {own['gbs']:5.1f} GB/s{share}  {ratios}"
-
-
-def show(seconds: float) -> str:
-    for factor, unit in ((1, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+    return f"{title:<68} {timing.time_of(own['best']):>8} {own['gbs']:5.1f} GB/s{share}  {ratios}"
 
 
 @pytest.fixture(autouse=True, scope="session")

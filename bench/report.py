@@ -12,6 +12,7 @@ from bench import plots, store
 from bench.cases import POINTWISE, ROWWISE, SMALL, WORKS, Case
 from bench.peers import LABELS
 from bench.plots import TIMES, rows_of, title_of
+from bench.timing import time_of
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 README = Path(__file__).parent.parent / "README.md"
@@ -30,7 +31,7 @@ user. Class weights with optax and BCE on probabilities with JAX are written out
 float32. Time against size leaves out what compiles for seconds a shape.
 
 torch is large and not part of the extra `bench`; to add it:
-`pip install torch`, the build for processors alone if there is no GPU."""
+`pip install torch`, the CPU-only build if there is no GPU."""
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -39,13 +40,6 @@ Row = dict[str, Any]
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise SystemExit(f"bench.report: {message}")
-
-
-def time_of(seconds: float) -> str:
-    for factor, unit in ((1, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} µs"
 
 
 def times(ratio: float) -> str:

@@ -100,3 +100,11 @@ def alternate(
 
     benchmark.pedantic(head.call, setup=before_each_round, rounds=head.rounds, iterations=1)
     return {name: t.timing for name, t in turns.items() if t.timing.seconds}
+
+
+def time_of(seconds: float) -> str:
+    """Seconds in three figures."""
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Reduction = Literal["none", "mean", "sum"]
 
-LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what a problem writes; softmax is the gradient without a target
+LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what a row-wise kernel writes; softmax is the gradient without a target
+WANT_VALUE, WANT_GRADIENT = 1, 2  # what a pointwise kernel computes, added up
 
 
 @dataclass(slots=True)
@@ -72,6 +73,11 @@ class Rowwise:
 
 CODES = {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}  # what kernels are told of a dtype
 WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
+
+
+def wanted(value: bool, out: Array | None) -> int:
+    """What a pointwise kernel is asked for."""
+    return (WANT_VALUE if value else 0) | (0 if out is None else WANT_GRADIENT)
 
 
 def has_weighted_mean(problem: Pointwise | Rowwise) -> bool:

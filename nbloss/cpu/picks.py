@@ -12,6 +12,7 @@ def picks(operands, mode, unit, like, scratch):
     """One row of the negative log-likelihood; the gradient is written into an array of zeros."""
     x, t, _, weight, upstream, out, loss = operands
     _, form, _, ignore, _, _ = mode
+    _, _, _, _, _, _, own_factor = scratch
     i = unit // x.shape[2]
     k = unit - i * x.shape[2]
     label = np.int64(t[i, k])
@@ -22,7 +23,7 @@ def picks(operands, mode, unit, like, scratch):
     elif label != ignore:
         w_t = weight[label] if weight.shape[0] else type(like)(1)
         if form == GRADIENT:
-            scale = upstream[i, k] if upstream.shape[0] else scratch[6]
+            scale = upstream[i, k] if upstream.shape[0] else own_factor
             scatter(out[i, :, k], label, 1, broadcast(-w_t * scale, like))
         else:
             x_t = gather(x[i, :, k], label, 1, like)

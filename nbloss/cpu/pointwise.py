@@ -30,7 +30,7 @@ from nbloss.cpu.simd import (
     where,
     write,
 )
-from nbloss.problem import Array
+from nbloss.problem import WANT_GRADIENT, WANT_VALUE, Array
 
 
 @inline
@@ -51,7 +51,7 @@ PRIMITIVES = {
 }
 SEGMENT = 4096  # elements a unit of work
 
-VALUE, GRADIENT, PAST = 1, 2, 4  # what a call asks for, added up; PAST writes gradients past the caches
+NONTEMPORAL = 4  # beside WANT_VALUE and WANT_GRADIENT: gradients are written past the caches
 
 
 @inline
@@ -92,7 +92,7 @@ def _driver(formula):
         side_by_side = _side_by_side(x) and _side_by_side(t) and _side_by_side(gradient) and _side_by_side(loss)
         if side_by_side and _plain(weight) and _plain(pos_weight) and _plain(upstream):
             whole = start + (stop - start) // step * step
-        aligned = aligned_at(gradient[start:], like) if want & PAST and whole > start else -1
+        aligned = aligned_at(gradient[start:], like) if want & NONTEMPORAL and whole > start else -1
         if aligned > 0 and not HAS_AVX512:
             aligned = -1
         late = broadcast(0.0, like)
@@ -100,12 +100,12 @@ def _driver(formula):
             w, p = _at(weight, same_w, j, like), _at(pos_weight, same_p, j, like)
             value, slope, outside = loss_and_gradient(load(x, j, like), load(t, j, like), p)
             faults = where(outside, faults + 1.0, faults)
-            if want & VALUE:
+            if want & WANT_VALUE:
                 value = value * w
                 if loss.shape[0]:
                     store(loss, j, value)
                 value_sum = add_wide(value_sum, value)
-            if want & GRADIENT:
+            if want & WANT_GRADIENT:
                 y = slope * (w * _at(upstream, same_u, j, like))
                 if aligned < 0:
                     store(gradient, j, y)
@@ -123,12 +123,12 @@ def _driver(formula):
             value, slope, outside = loss_and_gradient(read(x, j, count, 0.5, like), read(t, j, count, 0.5, like), p)
             inside = first(count, value)
             faults = where(inside, where(outside, faults + 1.0, faults), faults)
-            if want & VALUE:
+            if want & WANT_VALUE:
                 value = value * w
                 if loss.shape[0]:
                     write(loss, j, count, value, like)
                 value_sum = add_wide(value_sum, where(inside, value, 0.0))
-            if want & GRADIENT:
+            if want & WANT_GRADIENT:
                 slope = slope * (w * _operand(upstream, same_u, j, count, like))
                 write(gradient, j, count, slope, like)
         return total(value_sum), np.float64(total(faults))

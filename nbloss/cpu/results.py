@@ -76,38 +76,38 @@ def dense_gap(x, q, weight, mode, m, like):
 
 
 @inline
-def _exp_at(x, j, count, scale, near, like):
-    """scaled_exp of classes j, …, which `near` holds of a short row."""
-    if near.shape[0]:
-        return load(near, j, like)
+def _exp_at(x, j, count, scale, exps, like):
+    """scaled_exp of classes j, …, which `exps` holds of a short row."""
+    if exps.shape[0]:
+        return load(exps, j, like)
     return scaled_exp(take(x, j, count, 0.0, like), scale)
 
 
 @inline
-def write_row(x, q, weight, out, mode, numbers, near, target, at_target, like):
+def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, like):
     """factor (a p - q), or the log-softmax, of one row."""
-    _, _, past, _, _, _ = mode
+    _, _, nontemporal, _, _, _ = mode
     n = x.shape[0]
     step = lanes(like)
-    aligned = aligned_at(out, like) if past else 0
+    aligned = aligned_at(out, like) if nontemporal else 0
     if aligned < 0:
         aligned = n
     j = np.int64(0)  # of a literal 0, Numba compiles what it is given to twice
     while j < n:
-        if j >= aligned or not past:
+        if j >= aligned or not nontemporal:
             stop = j + (n - j) // step * step
             if j <= target < stop:
                 stop = j + (target - j) // step * step
-            _write_vectors(x, q, weight, out, mode, numbers, near, j, stop, like)
+            _write_vectors(x, q, weight, out, mode, numbers, exps, j, stop, like)
             j = stop
             if j == n:
                 break
         count = min(step, n - j)
         if j < aligned:
             count = min(count, aligned - j)
-        y = _result_at(x, q, weight, mode, numbers, near, j, count, like)
+        y = _result_at(x, q, weight, mode, numbers, exps, j, count, like)
         y = where(only(target - j, y), at_target, y)
-        if past and j >= aligned and count == step:
+        if nontemporal and j >= aligned and count == step:
             stream(out, j, y)
         else:
             put(out, j, count, y, like)
@@ -115,13 +115,13 @@ def write_row(x, q, weight, out, mode, numbers, near, target, at_target, like):
 
 
 @inline
-def _result_at(x, q, weight, mode, numbers, near, j, count, like):
+def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
     kind, form, _, _, _, uniform = mode
     m, r, log_norm, scale, factor, a, slope, top, at_top, inverse = numbers
     if form == LOG_SOFTMAX:
         return (take(x, j, count, 0.0, like) - m) - log_norm
-    e = _exp_at(x, j, count, scale, near, like)
+    e = _exp_at(x, j, count, scale, exps, like)
     if kind == PROBABILITIES:
         mass = mass_at(q, weight, mode, j, count, like)
         return factor * dense_gradient(e * inverse, e == top, mass, a, r)
@@ -133,23 +133,23 @@ def _result_at(x, q, weight, mode, numbers, near, j, count, like):
 
 
 @inline
-def _write_vectors(x, q, weight, out, mode, numbers, near, start, stop, like):
+def _write_vectors(x, q, weight, out, mode, numbers, exps, start, stop, like):
     """As many whole vectors of a row's result."""
-    kind, form, past, _, _, uniform = mode
+    kind, form, nontemporal, _, _, uniform = mode
     _, _, _, scale, factor, _, slope, _, _, _ = numbers
     step = lanes(like)
     if form == GRADIENT and kind == CLASS_INDEX and (uniform == 0.0 or weight.shape[0] == 0):
         shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
-        if past:
+        if nontemporal:
             for j in range(start, stop, step):
-                stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, near, like), shift))
+                stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, exps, like), shift))
         else:
             for j in range(start, stop, step):
-                store(out, j, fma(factor, slope * _exp_at(x, j, step, scale, near, like), shift))
+                store(out, j, fma(factor, slope * _exp_at(x, j, step, scale, exps, like), shift))
     else:
         for j in range(start, stop, step):
-            y = _result_at(x, q, weight, mode, numbers, near, j, step, like)
-            if past:
+            y = _result_at(x, q, weight, mode, numbers, exps, j, step, like)
+            if nontemporal:
                 stream(out, j, y)
             else:
                 store(out, j, y)

@@ -79,8 +79,8 @@ def _place(x, start, stop, value, like):
 
 
 @inline
-def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, near, keep, like):
-    """The sum, by lanes, of scaled_exp over x[start:stop] without x[left_out]; its terms are kept in `near`.
+def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, exps, keep, like):
+    """The sum, by lanes, of scaled_exp over x[start:stop] without x[left_out]; its terms are kept in `exps`.
 
     Beside it the maximum, by lanes, of as many elements of `other` at `offset` from there: loading what is summed next
     overlaps memory with arithmetic, 1.2 times faster than a pass of its own. What lies `fetch` ahead is fetched.
@@ -95,28 +95,28 @@ def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, near, keep
         for j in range(begin, end, step):
             e = scaled_exp(load(x, j, like), scale)
             if keep:
-                store(near, j, e)
+                store(exps, j, e)
             s = s + e
             top = maximum(load(other, j + offset, like), top)
             prefetch(x, j + fetch)
         if end < whole:
             e = scaled_exp(load(x, end, like), scale)
             if keep:
-                store(near, end, e)
+                store(exps, end, e)
             s = where(only(left_out - end, e), s, s + e)
             top = maximum(load(other, end + offset, like), top)
         begin, end = split + step, whole
     if whole < stop:
         e = scaled_exp(load_first(x, whole, stop - whole, NEG_INF, like), scale)
         if keep:
-            store(near, whole, e)
+            store(exps, whole, e)
         s = where(only(left_out - whole, e), s, s + e)
         top = maximum(load_first(other, whole + offset, stop - whole, NEG_INF, like), top)
     return s, top
 
 
 @inline
-def _row_sum(x, top, target, following, near, kind, form, like):
+def _row_sum(x, top, target, following, exps, kind, form, like):
     """(m, index left out, scale, sum without it) of a row, and the maximum of the row that follows a short one.
 
     The maximum of a short row, `top`, was found with the row before, or is NaN. A long one has one for each chunk:
@@ -126,7 +126,7 @@ def _row_sum(x, top, target, following, near, kind, form, like):
     n = x.shape[0]
     step = lanes(like)
     size = CHUNK * step
-    short = near.shape[0] > 0
+    short = exps.shape[0] > 0
     every = kind == NO_TARGET and form == GRADIENT
     keep = short and form == GRADIENT
     left_out = target
@@ -158,7 +158,7 @@ def _row_sum(x, top, target, following, near, kind, form, like):
         other, offset, fetch = following, np.int64(0), 4 * n
         if not short:
             other, offset, fetch = x, size if stop + size <= n else offset, FETCH * step
-        s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, near, keep, like)
+        s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, exps, keep, like)
         rest = add_wide(rest, s)
         beyond = maximum(t, beyond)
         if not short:
@@ -176,7 +176,7 @@ def _row(operands, mode, i, top, following, scratch, like):
     """
     x, t, q, weight, upstream, out, _ = operands
     kind, form, _, ignore, share, uniform = mode
-    near, _, _, _, _, row_mass, own_factor = scratch
+    exps, _, _, _, _, row_mass, own_factor = scratch
     row = x[i, :, 0]
     n = row.shape[0]
     target = np.int64(-1)
@@ -193,7 +193,7 @@ def _row(operands, mode, i, top, following, scratch, like):
         if weight.shape[0]:
             w_t = weight[target]
         kept = share * w_t
-    m, left_out, scale, unit, rest, top = _row_sum(row, top, target, following, near, kind, form, like)
+    m, left_out, scale, unit, rest, top = _row_sum(row, top, target, following, exps, kind, form, like)
     norm = rest
     if left_out >= 0:
         v = gather(row, left_out, 1, like)
@@ -218,17 +218,17 @@ def _row(operands, mode, i, top, following, scratch, like):
         of_max = broadcast(unit, like)
         shares = (a / whole, of_max, of_max / whole, 1.0 / of_max)
         numbers = (m, broadcast(r, like), log_norm, scale, factor, a, *shares)
-        write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, near, target, at_target, like)
+        write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, exps, target, at_target, like)
     return np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass), top
 
 
 @inline
 def rows(operands, mode, unit, like, scratch):
-    """`height` rows, one after the other: writes what is asked for, and returns the sum of their losses."""
-    x, loss = operands[0], operands[6]
-    height = scratch[3]
-    start = unit * height
-    stop = min(start + height, x.shape[0])
+    """`per_unit` rows, one after the other: writes what is asked for, and returns the sum of their losses."""
+    x, _, _, _, _, _, loss = operands
+    _, _, _, per_unit, _, _, _ = scratch
+    start = unit * per_unit
+    stop = min(start + per_unit, x.shape[0])
     m = broadcast(0.0, np.float64(0.0))
     x_t = r = kept = gap = mass = m
     top = type(like)(NAN)

@@ -20,13 +20,15 @@ from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.problem import Array
 
-NINE = (0,) * 9
+NUMBERS = (0,) * 9  # as many as follow the layout of the operands
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
-# Vectors of rows in a unit of work. Rows side by side share a tile, and long lines suit memory: up to WIDEST vectors in
-# NEAR bytes (beyond, malloc asks the operating system each time), else USUAL ones (1.9 times faster than one for 1000
-# classes) in FAR bytes. Other rows are LINED_UP, with a tile of one vector each.
-WIDEST, USUAL, LINED_UP = 32, 8, 8
-NEAR, FAR = (1 << 17) - 1, 1 << 22
+# Rows that lie side by side share a tile of vectors of rows, and a unit of work is a tile: as wide as TILE_BYTES allow,
+# up to WIDEST vectors, for long lines suit memory. More bytes, malloc would ask the operating system for each time.
+WIDEST, TILE_BYTES = 32, (1 << 17) - 1
+# Of many classes, it is USUAL vectors wide all the same, as LARGE_TILE_BYTES allow (1000: 1.9 times faster than one).
+USUAL, LARGE_TILE_BYTES = 8, 1 << 22
+# Of rows whose classes lie side by side, a unit is LINED_UP vectors, through a tile of one.
+LINED_UP = 8
 # Labels that are scanned as one, by any thread: by one thread alone, 16 x 21 x 256 x 256 took 1.06 times as long.
 PIECE = 1 << 14
 # Rows of up to SHORT vectors lie in the first-level cache with their exponentials beside them, HEIGHT to a unit, whose
@@ -44,8 +46,8 @@ def _driver(chunk):
     ):  # fmt: skip
         addresses = (x, t, q, weight, upstream, out, loss)
         x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
-        kind, form, past, ignore, scan, mean, width, near, room = numbers_at(addresses, layout, NINE)
-        mode = (kind, form, past, ignore, share, uniform)
+        kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room = numbers_at(addresses, layout, NUMBERS)
+        mode = (kind, form, nontemporal, ignore, share, uniform)
         bad = 0.0
         if scan:  # labels out of range must be known before anything is written
             lines = _lines(t)
@@ -75,7 +77,7 @@ def _driver(chunk):
             labels = lent_to(np.int64(0), memory, start, lanes(like))
             facts = lent_to(like, memory, start + 16, lanes(like))
             tile = lent_to(like, memory, start + 24, room)
-            scratch = (tile, facts, labels, width, near, mass, scale)
+            scratch = (tile, facts, labels, per_unit, breadth, mass, scale)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
@@ -139,7 +141,7 @@ def prepare(
     views: tuple[Array, ...],
     kind: int,
     form: int,
-    past: bool,
+    nontemporal: bool,
     ignore: int,
     smoothing: float,
     scan: int,
@@ -153,25 +155,25 @@ def prepare(
     x, t, q, weight, *_ = views
     outer, classes, inner = x.shape
     step = VECTOR_BYTES // weight.itemsize
-    width = near = room = 0
+    per_unit = breadth = room = 0
     if normalized:
         kernel, units, unit_elements = PICKS, outer * inner, 1
     elif along:
-        width = 1
+        per_unit = 1
         if classes <= SHORT * step:
-            width, room = HEIGHT, classes + step
-        kernel, units, unit_elements = ROWS, -(-outer // width), classes * width
+            per_unit, room = HEIGHT, classes + step
+        kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
     else:
-        width, near = LINED_UP, 1
+        per_unit, breadth = LINED_UP, 1
         if x.strides[2] == x.itemsize and inner > step:
             vector = (classes + step) * VECTOR_BYTES
-            width = near = max(min(WIDEST, NEAR // vector - 1), min(USUAL, FAR // vector), 1)
-        lead = width * step
-        room = (classes + step) * (near | 1) * step  # blocks of (step, step), whatever the number of classes
-        room += FACTS * lead + ((classes + 1) * step if past and near == 1 else 0)
+            per_unit = breadth = max(min(WIDEST, TILE_BYTES // vector - 1), min(USUAL, LARGE_TILE_BYTES // vector), 1)
+        lead = per_unit * step
+        room = (classes + step) * (breadth | 1) * step  # blocks of (step, step), whatever the number of classes
+        room += FACTS * lead + ((classes + 1) * step if nontemporal and breadth == 1 else 0)
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
-    layout = layout_of(views, kind, form, past, ignore, scan, mean, width, near, room)
+    layout = layout_of(views, kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room)
     constants = (layout, share, uniform, like)
     return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements)
 

@@ -9,7 +9,8 @@ Each primitive below is a plain Python function that says, on NumPy arrays, what
 with the JIT off), followed by the LLVM that compiled kernels get for it.
 
 Storage types: float32 and float64 as they are; uint16 holds float16 and int16 holds bfloat16 (Numba's CPU
-target has neither), both decoded to float32 by ``load`` and rounded to nearest even by ``store``.
+target has neither), both decoded to float32 by ``load`` and rounded to nearest even by ``store``; what would be a
+subnormal bfloat16 is 0 where the processor has an instruction for the rounding (AVX512-BF16).
 """
 
 from nbloss.cpu.arithmetic import *  # noqa: F403

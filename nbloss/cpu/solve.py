@@ -13,13 +13,14 @@ from nbloss import layout
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.pointwise import GRADIENT, PAST, VALUE
+from nbloss.cpu.pointwise import NONTEMPORAL
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.problem import (
     FLOAT32,
     FLOAT64,
     LOSS_ONLY,
+    WANT_GRADIENT,
     Array,
     Pointwise,
     Rowwise,
@@ -29,6 +30,7 @@ from nbloss.problem import (
     reads_ahead,
     refuse_labels,
     refuse_probabilities,
+    wanted,
 )
 
 Plan = Callable[..., Any]
@@ -37,7 +39,7 @@ _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
 _UNITS = {dtype: dtype.type(1) for dtype in (FLOAT32, FLOAT64)}
 _KEEPS_TYPE = type(_UNITS[FLOAT32] * 1.0) is np.float32  # before NumPy 2, the product is a float64
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
-STREAM_FROM = 1 << 24  # bytes of gradient from which it is written past the caches
+STREAM_FROM = 1 << 24  # bytes of gradient from which it is written past the caches, by non-temporal stores
 
 
 def plan(problem: Pointwise | Rowwise, value: bool, form: int, out: Array | None, in_place: bool) -> Plan | None:
@@ -89,7 +91,7 @@ def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool
     loss = np.empty(shape, dtype) if value and problem.reduction == "none" else None
     if in_place and reads_ahead(problem):
         _run_pointwise(problem, 0, scale, written, None)
-    total = _run_pointwise(problem, _want(value, out), scale, written, loss)
+    total = _run_pointwise(problem, wanted(value, out), scale, written, loss)
     if out is not None and written is not None:
         _deliver(out, written)
     return loss if loss is not None or not value else _reduced(total, count, _UNITS[dtype])
@@ -111,7 +113,7 @@ def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan 
     unreduced = value and problem.reduction == "none"
     unit = np.array(divided(1.0, count), dtype)
     loss = np.empty(shape, dtype) if unreduced else None
-    (call, operands), *more = islice(_pointwise_calls(problem, _want(value, out), unit, out, loss), 2)
+    (call, operands), *more = islice(_pointwise_calls(problem, wanted(value, out), unit, out, loss), 2)
     if more or not call.is_one_call:
         return None
     driver, ones, one = call.quickest(), _ONES[dtype], _UNITS[dtype]
@@ -158,8 +160,8 @@ def _pointwise_calls(
         gradient = np.empty((outer, 0), x.dtype) if out is None else piece[5]
         losses = np.empty((outer, 0), piece[2].dtype) if loss is None else piece[-1]
         operands = (*piece[:5], gradient, losses)
-        past = PAST if want & GRADIENT and x.nbytes >= STREAM_FROM else 0
-        call = call or pointwise_kernels.prepare(problem.name, operands, want | past)
+        nontemporal = NONTEMPORAL if want & WANT_GRADIENT and x.nbytes >= STREAM_FROM else 0
+        call = call or pointwise_kernels.prepare(problem.name, operands, want | nontemporal)
         yield call, operands
 
 
@@ -168,10 +170,6 @@ def _count(problem: Pointwise) -> float:
     if has_weighted_mean(problem) and problem.weight is not None:
         return float(np.sum(problem.weight, dtype=np.float64))
     return float(problem.x.size) if problem.reduction == "mean" else 1.0
-
-
-def _want(value: bool, out: Array | None) -> int:
-    return (VALUE if value else 0) | (0 if out is None else GRADIENT)
 
 
 # --- row-wise -------------------------------------------------------------------------------------------------
@@ -254,8 +252,16 @@ def _rowwise_calls(
     if not x.size:
         return
     kind = CLASS_INDEX if labels is not None else NO_TARGET if masses is None else PROBABILITIES
-    past = stage != LOSS_ONLY and x.nbytes >= STREAM_FROM
-    options = (kind, stage, past, problem.ignore_index, problem.label_smoothing, scan, problem.reduction == "mean")
+    nontemporal = stage != LOSS_ONLY and x.nbytes >= STREAM_FROM
+    options = (
+        kind,
+        stage,
+        nontemporal,
+        problem.ignore_index,
+        problem.label_smoothing,
+        scan,
+        problem.reduction == "mean",
+    )
     per_class = [x, *(_stored(a) for a in (masses, out) if a is not None)]
     per_row = [a for a in (labels, loss) if a is not None]
     if factor.ndim:

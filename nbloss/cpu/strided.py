@@ -105,13 +105,13 @@ def read_into(values, at, a, start, stop, like):
 
 
 @inline
-def write_from(values, at, out, start, stop, past, like):
+def write_from(values, at, out, start, stop, nontemporal, like):
     """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
     step = lanes(like)
     at -= start
     i = start
     if out.strides[0] == out.itemsize:
-        aligned = aligned_at(out, like) if past else -1
+        aligned = aligned_at(out, like) if nontemporal else -1
         if aligned >= 0:
             count = min((aligned - start) % step, stop - start)
             if count:

@@ -92,26 +92,27 @@ def _tile_mass_at(q, weight, mode, i, j, k, count, like):
 
 @inline
 def tiles(operands, mode, unit, like, scratch):
-    """`width` vectors of rows, `near` of them at once: writes what is asked for, returns the sum of their losses."""
+    """`per_unit` vectors of rows, `breadth` to a tile: writes what is asked for, returns the sum of their losses."""
     x, _, _, _, _, out, loss = operands
-    _, form, past, _, _, _ = mode
-    tile, _, _, width, near, _, _ = scratch
+    _, form, nontemporal, _, _, _ = mode
+    tile, _, _, per_unit, breadth, _, _ = scratch
     classes = x.shape[1]
     step = lanes(like)
-    per_plane = (x.shape[2] + width * step - 1) // (width * step)
+    per_plane = (x.shape[2] + per_unit * step - 1) // (per_unit * step)
     i = unit // per_plane
-    start = (unit - i * per_plane) * width * step
-    stop = min(start + width * step, x.shape[2])
-    lead = (near | 1) * step  # the tile is (classes, near, lanes); an even number of lines apart, classes share sets
-    lined_up = near == 1 and x.strides[1] == x.itemsize
-    facts = tile.shape[0] - FACTS * width * step
+    start = (unit - i * per_plane) * per_unit * step
+    stop = min(start + per_unit * step, x.shape[2])
+    # The tile is (classes, breadth, lanes); an even number of lines apart, classes would share sets of the cache.
+    lead = (breadth | 1) * step
+    lined_up = breadth == 1 and x.strides[1] == x.itemsize
+    facts = tile.shape[0] - FACTS * per_unit * step
     # Rows one after the other go past the caches by whole lines: what a tile leaves of its last line is written with
     # the next tile. Rows alone begin and end within lines: of 64 classes, that took 1.5 times as long.
     in_line = out.strides[1] == out.itemsize and out.strides[2] == classes * out.itemsize
-    by_line = past and lined_up and in_line and classes >= 2 * step
+    by_line = nontemporal and lined_up and in_line and classes >= 2 * step
     band, written = facts - (classes + 1) * step, start * classes
-    for low in range(start, stop, near * step):
-        high = min(low + near * step, stop)
+    for low in range(start, stop, breadth * step):
+        high = min(low + breadth * step, stop)
         if lined_up:
             m = broadcast(NEG_INF, like)
             for j in range(0, classes, step):
@@ -131,7 +132,7 @@ def tiles(operands, mode, unit, like, scratch):
             store(tile, at + step, known[1])
             store(tile, at + 2 * step, known[2])
         if form != LOSS_ONLY:
-            if near == 1 and out.strides[1] == out.itemsize:
+            if breadth == 1 and out.strides[1] == out.itemsize:
                 end = high * classes
                 target = out[i, :, low:high]
                 values = lent_to(out, tile, band, end - written)
@@ -143,12 +144,12 @@ def tiles(operands, mode, unit, like, scratch):
                     line = as_line(out[i])
                     if high < stop:
                         end -= (end - aligned_at(line, like)) % step
-                    write_from(values, np.int64(0), line, written, end, past, like)
+                    write_from(values, np.int64(0), line, written, end, nontemporal, like)
                     store(values, 0, load(values, end - written, like))
                     written = end
             else:
                 for j in range(classes):
-                    write_from(tile, j * lead, out[i, j], low, high, past, like)
+                    write_from(tile, j * lead, out[i, j], low, high, nontemporal, like)
     return _losses(loss, tile, facts, i, start, stop, like)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nbloss.cuda.device import Home
 
 DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+# Address, shape, strides (None: contiguous), dtype, read-only, device and owner of an array: what `layout_of` gives.
+Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", "np.dtype[Any]", bool, int, object]
 
 
 _ON_HOST = {np.ndarray, list, tuple, int, float, str, bool, type(None)}  # what is not worth asking

@@ -158,7 +158,7 @@ def arrive(name: str, value: Any, stream: object) -> DeviceView:
     try:
         address, shape, strides, dtype, read_only, number, keeper = memory().layout_of(value, pointer)
     except Exception as error:  # each library refuses in its own way
-        raise TypeError(f"{name} cannot be taken from its device: {' '.join(str(error).split())}") from None
+        raise TypeError(f"{name} cannot be taken from its device: {_line(error)}") from None
     if dtype.kind == "V" and dtype.itemsize == 2:
         dtype = bfloat16()
     steps = strides or ()

@@ -16,9 +16,9 @@ from cuda.core import launch as start
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
-Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", "np.dtype[Any]", bool, int, object]
+from nbloss.cuda.arrays import DLPACK_CUDA, Layout
 
-DLPACK_CUDA, DLPACK_BFLOAT16 = 2, 4
+DLPACK_BFLOAT16 = 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
 CURRENT = contextlib.nullcontext()
 SUCCESS = driver.CUresult.CUDA_SUCCESS
@@ -174,7 +174,7 @@ def dlpack(
 ) -> object:
     """A DLPack capsule of device memory that nbloss owns; the consumer's stream waits for ours."""
     number = view.home.number
-    if copy or (dl_device is not None and tuple(dl_device) != (DLPACK_CUDA, number)):
+    if copy or (dl_device is not None and tuple(dl_device) != (DLPACK_CUDA[0], number)):
         raise BufferError("nbloss shares its arrays where they are, without a copy")
     if stream != -1:
         order(number, view.home.stream, stream or LEGACY_STREAM)

@@ -18,8 +18,8 @@ from nbloss.cuda.intrinsics import (
     store_integer,
     store_vector,
 )
+from nbloss.problem import WANT_GRADIENT, WANT_VALUE
 
-VALUE, GRADIENT = 1, 2  # what a kernel computes, added up
 ZERO, ONE = np.int64(0), np.int64(1)
 
 
@@ -39,7 +39,7 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
     dtype, nothing, one = f.type, real(0), real(1)
     size = one.itemsize
     lanes = VECTOR_BYTES // stored.itemsize
-    value_wanted, gradient_wanted = bool(want & VALUE), bool(want & GRADIENT)
+    value_wanted, gradient_wanted = bool(want & WANT_VALUE), bool(want & WANT_GRADIENT)
     weighted, positive = "weight" in given, "pos_weight" in given
     kept, upstream = value_wanted and "loss" in given, gradient_wanted and "grad_output" in given
     summed = value_wanted and not kept

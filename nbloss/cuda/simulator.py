@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", "np.dtype[Any]", bool, int, object]
+from nbloss.cuda.arrays import Layout
 
 
 def device_names() -> list[str]:

@@ -22,8 +22,7 @@ from nbloss.cuda import sums as sum_kernels
 from nbloss.cuda.arrays import DeviceView
 from nbloss.cuda.device import Home
 from nbloss.cuda.intrinsics import LABEL_CODE, SIMULATED, VECTOR_BYTES
-from nbloss.cuda.pointwise import GRADIENT, VALUE
-from nbloss.problem import FLOAT64, LOSS_ONLY, Array, Pointwise, Rowwise, compute_dtype, divided
+from nbloss.problem import FLOAT64, LOSS_ONLY, WANT_VALUE, Array, Pointwise, Rowwise, compute_dtype, divided
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
 
@@ -208,7 +207,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     ahead = checked and out is not None and in_place  # the input may be written only if all of it is good
     if ahead:
         _run_pointwise(problem.name, present, 0, (factor_at, 0, at + FAULTS), number)
-    want = (VALUE if value else 0) | (0 if out is None else GRADIENT)
+    want = problems.wanted(value, out)
     heed, report = (at + FAULTS, 0) if ahead else (0, at + FAULTS if checked else 0)
     sums = _run_pointwise(problem.name, present, want, (factor_at, heed, report), number)
     result = loss
@@ -235,7 +234,7 @@ def _run_pointwise(name: str, arrays: dict[str, View], want: int, status: tuple[
         first, n = blocks, -(-outer * inner // (POINT_THREADS * lanes * chunks))
         launches.append((kernel, n, operands, (outer, inner, chunks, int(straight)), first))
         blocks += n
-    sums = x.home.empty((2 * blocks,), compute_dtype(x.dtype)) if want & VALUE and "loss" not in arrays else None
+    sums = x.home.empty((2 * blocks,), compute_dtype(x.dtype)) if want & WANT_VALUE and "loss" not in arrays else None
     at, size = (sums.address, 2 * sums.itemsize) if sums is not None else (0, 0)
     for kernel, n, operands, extent, first in launches:
         x.home.launch(kernel, n, POINT_THREADS, *operands, extent, status, scale, at + first * size)
