@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from time import perf_counter
 from typing import Any
 
@@ -15,7 +16,9 @@ from bench.cases import Array
 from nbloss.cpu.simd import broadcast, inline, lanes, load, stream, total
 
 BYTES = 1 << 28  # far beyond any cache
+COUNT = BYTES // 4  # elements
 ROWS = 64  # pieces that threads share
+STEP = ROWS * 4 * 16  # elements, of four vectors a row
 
 
 @inline
@@ -51,16 +54,25 @@ def _read(source, sums, like):  # type: ignore[no-untyped-def]
 
 @dataclass
 class Ceiling:
-    """The fastest way found to move `moved` bytes, and the seconds it took at best in this run."""
+    """The fastest way found to move memory, and the seconds that all of it took at best in this run."""
 
     library: str
-    run: Callable[[], Any]
-    moved: int
+    run: Callable[[int, int], Any]  # moves `count` elements from `start` on
+    each: int  # bytes that are moved for an element
     seconds: float
 
     @property
     def bandwidth(self) -> float:
-        return self.moved / self.seconds
+        return COUNT * self.each / self.seconds
+
+    def moving(self, size: int) -> tuple[Callable[[], Any], int]:
+        """A function that moves about `size` bytes, elsewhere each time, and how many it moves.
+
+        As many as what it is compared with: on a shared machine, a short run finds a quiet moment more easily.
+        """
+        count = min(max(size // self.each // STEP, 1) * STEP, COUNT)
+        starts = cycle(range(0, COUNT - count + 1, count))
+        return lambda: self.run(next(starts), count), count * self.each
 
 
 def aligned(count: int) -> Array:
@@ -72,29 +84,38 @@ def aligned(count: int) -> Array:
 
 def measure(libraries: list[str], rounds: int) -> dict[str, Ceiling]:
     """The best of all ways to copy and to read, in alternating rounds."""
-    source, target = aligned(BYTES // 4), aligned(BYTES // 4)
-    rows = source.reshape(ROWS, -1)
-    copied, sums, like = target.reshape(ROWS, -1), np.zeros(ROWS, np.float32), np.float32(0)
-    ways: dict[str, dict[str, Callable[[], Any]]] = {
-        "copy": {"numba": lambda: _copy(rows, copied, like), "numpy": lambda: np.copyto(target, source)},
-        "read": {"numba": lambda: _read(rows, sums, like), "numpy": lambda: np.max(source)},
+    source, target = aligned(COUNT), aligned(COUNT)
+    sums, like = np.zeros(ROWS, np.float32), np.float32(0)
+
+    def rows(array: Array, start: int, count: int) -> Array:
+        return array[start : start + count].reshape(ROWS, -1)
+
+    ways: dict[str, dict[str, Callable[[int, int], Any]]] = {
+        "copy": {
+            "numba": lambda start, n: _copy(rows(source, start, n), rows(target, start, n), like),
+            "numpy": lambda start, n: np.copyto(target[start : start + n], source[start : start + n]),
+        },
+        "read": {
+            "numba": lambda start, n: _read(rows(source, start, n), sums, like),
+            "numpy": lambda start, n: np.max(source[start : start + n]),
+        },
     }
     if "torch" in libraries and not peers.why_missing("torch"):
         import torch
 
         torch.set_num_threads(peers.threads())
         a, b = torch.from_numpy(source), torch.from_numpy(target)
-        ways["copy"]["torch"] = lambda: b.copy_(a)
-        ways["read"]["torch"] = lambda: torch.amax(a)
+        ways["copy"]["torch"] = lambda start, n: b[start : start + n].copy_(a[start : start + n])
+        ways["read"]["torch"] = lambda start, n: torch.amax(a[start : start + n])
     ceilings = {}
     for name, contestants in ways.items():
         best = dict.fromkeys(contestants, float("inf"))
         for k in range(rounds + 1):
             for library, run in contestants.items():
                 start = perf_counter()
-                run()
+                run(0, COUNT)
                 if k:  # the first round compiles
                     best[library] = min(best[library], perf_counter() - start)
         fastest = min(best, key=best.__getitem__)
-        ceilings[name] = Ceiling(fastest, contestants[fastest], BYTES * (2 if name == "copy" else 1), best[fastest])
+        ceilings[name] = Ceiling(fastest, contestants[fastest], 8 if name == "copy" else 4, best[fastest])
     return ceilings

@@ -192,13 +192,14 @@ def contest(
         ceiling = ceilings["copy" if case.writes(work) else "read"] if data.x.nbytes >= CEILING_FROM else None
         if ceiling:
             # The ceiling takes its turns too: bandwidth drifts on a shared machine.
-            contestants["ceiling"] = (ceiling.run, ceiling.seconds)
+            move, size = ceiling.moving(moved)
+            contestants["ceiling"] = (move, ceiling.seconds)
         benchmark.group = f"{case.loss}: {WORKS[work]}"
         seconds = (QUICK_BUDGET if quick else BUDGET) * budget
         times = timing.alternate(benchmark, "nbloss", contestants, seconds, quick)
         if "nbloss" not in times:
             return  # the harness was told to time nothing
-        bandwidth = ceiling.moved / times.pop("ceiling").best if ceiling else None
+        bandwidth = size / times.pop("ceiling").best if ceiling else None
         rows = [
             _row(test, case, work, library, t, times["nbloss"], moved, bandwidth, threads)
             for library, t in times.items()

@@ -20,8 +20,10 @@ README = Path(__file__).parent.parent / "README.md"
 NOTES = """\
 A share of the ceiling counts useful bytes only (logits and target read once, gradient written once), against reading
 for a value and copying where an array is written. Arrays that fit a cache can pass 100%; below 2 MiB of logits no
-share is given. All libraries use the same number of threads, take turns in the same rounds, and agreed with SciPy in
-float64 on these very inputs before they were timed. Times are the best of all rounds.
+share is given. The ceiling is measured beside each row, in turns with the libraries and over as many bytes, for the
+bandwidth of a shared machine changes from minute to minute: compare shares and ratios across rows, not times. All
+libraries use the same number of threads, take turns in the same rounds, and agreed with SciPy in float64 on these very
+inputs before they were timed. Times are the best of all rounds.
 
 What is unfair: in *value* and *value + gradient* a library allocates its results; memory up to 32 MiB is reused by
 all that allocate with malloc, larger arrays pay for new pages. *Into a buffer* is a gradient alone, in a form of its
@@ -89,7 +91,7 @@ def full(results: Results) -> str:
     for row in results["rows"]:
         if "loss" not in row or row["test"] in ("cuda", "shapes"):  # of a device
             continue
-        case = Case(row["loss"], tuple(int(n) for n in row["shape"].split("x")), row["dtype"], row.get("variant", ""))
+        case = case_of(row)
         count = row.get("threads")
         threads = f", {count} thread{'s' if count > 1 else ''}" if count else ""
         ratio = "" if row["library"] == "nbloss" or "ratio" not in row else times(row["ratio"])
@@ -127,16 +129,23 @@ def overhead(results: Results) -> str:
     )
 
 
+def case_of(row: dict[str, Any]) -> Case:
+    return Case(row["loss"], tuple(int(n) for n in row["shape"].split("x")), row["dtype"], row.get("variant", ""))
+
+
 def footnote(results: Results) -> str:
     machine = results["machine"]
     latest = max(results["runs"], key=lambda run: run["id"])
     versions = ", ".join(f"{name} {version}" for name, version in latest["versions"].items())
-    ceilings = {r["work"]: r for r in results["rows"] if r["test"] == "ceiling"}
-    bandwidth = ", ".join(f"{name} {row['gbs']:.0f} GB/s" for name, row in ceilings.items())
+    ceilings: dict[str, list[float]] = {"copy": [], "read": []}
+    for row in results["rows"]:
+        if "ceiling" in row:
+            ceilings["copy" if case_of(row).writes(row["work"]) else "read"].append(row["ceiling"])
+    bandwidth = ", ".join(f"{name} {min(v):.0f} to {max(v):.0f} GB/s" for name, v in ceilings.items() if v)
     runs = "" if len(results["runs"]) == 1 else f" (rows of {len(results['runs'])} runs; versions are the last one's)"
     head = (
         f"{machine['name']}, {machine['threads']} threads, {machine['system']}; {versions}; {latest['date']}; "
-        f"`{latest['command']}`{runs}. Memory bandwidth in the same run: {bandwidth or 'not measured'}."
+        f"`{latest['command']}`{runs}. Memory bandwidth beside these rows: {bandwidth or 'not measured'}."
     )
     return "\n\n".join(f"<sub>{paragraph}</sub>" for paragraph in (head, *NOTES.split("\n\n")))
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from bench.ceilings import BYTES
+from bench.ceilings import BYTES, COUNT
 
 
 @pytest.mark.parametrize("name", ["copy", "read"])
 def test_ceiling(name, ceilings, benchmark, report):
     ceiling = ceilings[name]
     benchmark.group = "ceiling"
-    benchmark.pedantic(ceiling.run, rounds=10, warmup_rounds=1)
+    benchmark.pedantic(ceiling.run, args=(0, COUNT), rounds=10, warmup_rounds=1)
     if benchmark.stats is None:
         return
     ceiling.seconds = min(ceiling.seconds, benchmark.stats.stats.min)

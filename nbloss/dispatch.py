@@ -35,7 +35,7 @@ def _arrive(name: str, value: object, stream: object) -> Array:
 def choose(backend: str, stream: object, problem: Problem) -> Problem:
     """The problem, with where it is to be solved: "auto" is where its arrays are."""
     if not isinstance(backend, str) or backend not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {backend!r}")
+        raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {problems.shown(backend)}")
     if problems.at_one_place(problem):
         if backend == "cpu":
             raise TypeError(

@@ -43,6 +43,13 @@ def fma(a, b, c):
     return a * b + c
 
 
+def two_sum(a, b):
+    """a + b as the rounded sum and what it rounds away (Knuth)."""
+    s = a + b
+    b_part = s - a
+    return s, (a - (s - b_part)) + (b - b_part)
+
+
 # --- float32 polynomials ------------------------------------------------------------------------------------
 #
 # Minimax fits of relative error (Remez), given in units of 2^-24. Summed in pairs: as few operations as Horner's
@@ -145,10 +152,12 @@ def rest_of_target(x_t, m, r):
     return where(x_t == m, r, (r - exp(x_t - m)) + ONE)
 
 
-def target_gradient(rest, norm, a, slack):
-    """a p_t - q_t = slack - a (1 - p_t), with slack = a - q_t the mass on other classes, and 1 - p_t = rest / norm
-    their share in the sum of exp(x_j - m) over all classes."""
-    return slack - a * (rest / norm)
+def target_gradient(rest, own, norm, a, q, slack):
+    """a p_t - q_t for p_t = own / norm and 1 - p_t = rest / norm, the target's share and that of all others in the sum
+    of exp(x_j - m); for p_t > 1/2 as slack - a (1 - p_t), with slack = a - q_t the mass on other classes."""
+    most = own > rest
+    share = where(most, rest, own) / norm
+    return where(most, slack - a * share, a * share - q)
 
 
 def dense_gradient(e, top, q, a, r):

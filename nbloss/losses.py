@@ -138,7 +138,8 @@ def nll_loss(
 
     Returns
     -------
-    A NumPy scalar, or for "none" an array of log_probs' shape without `axis`.
+    A NumPy scalar, or for "none" an array of log_probs' shape without `axis`: float64 for float64 log_probs, else
+    float32.
 
     Raises
     ------

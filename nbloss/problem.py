@@ -137,7 +137,7 @@ def as_floats(name: str, value: ArrayLike, others: str = "") -> Array:
     array = _as_array(name, value)
     if array.dtype in NATIVE or is_bfloat16(array.dtype):
         return array
-    if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
+    if array.dtype.kind == "f" and array.dtype.newbyteorder("=") in NATIVE:
         native: Array = array.astype(array.dtype.newbyteorder("="))
         return native
     raise TypeError(f"{name} must be {others}float16, bfloat16, float32 or float64, got {array.dtype}")
@@ -182,17 +182,23 @@ def _as_labels(array: Array, classes: int, ignore_index: int, check: bool) -> Ar
 # --- options ------------------------------------------------------------------------------------------------
 
 
+def shown(value: object) -> str:
+    """A wrong value for an error of one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _reduction(value: object) -> Reduction:
     if not np.ndim(value) and value in ("none", "mean", "sum"):  # type: ignore[arg-type]  # NumPy asks anything
         return value
-    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {value!r}")
+    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {shown(value)}")
 
 
 def normal_axis(axis: SupportsIndex, ndim: int) -> int:
     try:
         index = operator.index(axis)
     except TypeError:
-        raise TypeError(f"axis must be an integer, got {axis!r}") from None
+        raise TypeError(f"axis must be an integer, got {shown(axis)}") from None
     if not -ndim <= index < ndim:
         raise np.exceptions.AxisError(f"axis must be between {-ndim} and {ndim - 1} for {ndim} dimensions, got {index}")
     return index % ndim
@@ -272,7 +278,7 @@ def cross_entropy(
     try:
         smoothing = float(label_smoothing)
     except (TypeError, ValueError):
-        raise TypeError(f"label_smoothing must be a number, got {label_smoothing!r}") from None
+        raise TypeError(f"label_smoothing must be a number, got {shown(label_smoothing)}") from None
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
     problem = Rowwise(
@@ -340,8 +346,10 @@ def _ignore_index(value: SupportsIndex) -> int:
     try:
         index = int(operator.index(value))
     except TypeError:
-        raise TypeError(f"ignore_index must be an integer, got {value!r}") from None
-    return index if -(2**63) <= index < 2**63 else -(2**63)
+        raise TypeError(f"ignore_index must be an integer, got {shown(value)}") from None
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"ignore_index must be an int64, got {index}")
+    return index
 
 
 def _with_labels(problem: Rowwise, argument: str, labels: Array) -> Rowwise:
@@ -391,8 +399,8 @@ def output(problem: Pointwise | Rowwise, out: object, grad_output: object = None
         raise TypeError(f"out must have the input's dtype {x.dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
-    if not out.flags.c_contiguous and any(n > 1 and step == 0 for n, step in zip(out.shape, out.strides)):
-        raise ValueError("out must not overlap itself, got an array with a stride of 0")
+    if not out.flags.c_contiguous and _overlaps_itself(out):
+        raise ValueError(f"out must not overlap itself, got shape {out.shape} with strides {out.strides}")
     near = np.may_share_memory(out, x)
     in_place = near and _same_memory(out, x)
     if near and not in_place and _overlap(out, x):
@@ -440,6 +448,31 @@ def _overlap(a: Array, b: object) -> bool:
         return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # NumPy's stub knows -1 and 0 only
     except np.exceptions.TooHardError:
         return True
+
+
+def _overlaps_itself(array: Array) -> bool:
+    steps = sorted((abs(step), n) for step, n in zip(array.strides, array.shape) if n > 1)
+    end, nested = array.itemsize, True  # whether each dimension steps over all of those with smaller steps
+    for step, n in steps:
+        nested &= step >= end
+        end += step * (n - 1)
+    if nested or not array.size:
+        return False
+    if steps[0][0] == 0:
+        return True
+    places = np.zeros(1, np.int64)
+    for step, n in steps:
+        places = np.add.outer(places, step * np.arange(n)).ravel()
+    places.sort()
+    return bool((np.diff(places) < array.itemsize).any())
+
+
+def without_classes(problem: Rowwise, labels: Array | None, dtype: np.dtype[Any]) -> Array:
+    """The losses of rows that have no classes, given their labels on the host."""
+    losses = np.full(problem.shape, -np.inf if problem.target is None else 0.0, dtype)
+    if labels is not None:
+        losses[labels != problem.ignore_index] = np.nan
+    return losses
 
 
 def refuse_labels(labels: Array, classes: int, ignore_index: int) -> None:

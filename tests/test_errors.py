@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from ml_dtypes import float8_e5m2  # of the kind of floats, unlike other float8s
 
 import nbloss
 
@@ -101,6 +102,11 @@ def test_unchecked_values_give_nan_and_no_gradient(backend):
         np.testing.assert_array_equal(np.isnan(loss), [False, True, True, False])
         np.testing.assert_array_equal(gradient[1:3], np.zeros((2, 3)))
         assert np.isnan(getattr(nbloss, name)(x, [0, 5, -3, 1], check=False))
+        nowhere = np.zeros((3, 0))
+        unchecked = getattr(nbloss, name)(nowhere, [0, -100, 1], reduction="none", check=False)
+        np.testing.assert_array_equal(np.isnan(unchecked), [True, False, True])
+        assert np.isnan(getattr(nbloss, name)(nowhere, [0, -100, 1], reduction="sum", check=False))
+        assert getattr(nbloss, name)(nowhere, [-100] * 3, reduction="sum") == 0
     wide = np.zeros((2, 300))
     loss, gradient = nbloss.cross_entropy.value_and_grad(wide, [0, 300], reduction="none", check=False)
     assert np.isnan(loss[1])
@@ -143,8 +149,8 @@ class TestEveryLoss:
 
     @pytest.mark.parametrize(
         "bad",
-        [np.ones((4, 3), kind) for kind in (int, bool, complex, object, "U1", "M8[s]")],
-        ids=["int", "bool", "complex", "object", "str", "datetime"],
+        [np.ones((4, 3), kind) for kind in (int, bool, complex, object, "U1", "M8[s]", float8_e5m2)],
+        ids=["int", "bool", "complex", "object", "str", "datetime", "float8"],
     )
     def test_dtype_of_the_input(self, name, bad):
         _, target = arguments(name)
@@ -218,6 +224,7 @@ class TestEveryLoss:
         frozen = np.empty_like(x)
         frozen.flags.writeable = False
         bands = np.lib.stride_tricks.as_strided(np.zeros(3), (4, 3), (0, 8))
+        windows = np.lib.stride_tricks.sliding_window_view(np.zeros(6), 3, writeable=True)
         buffer = np.zeros(13)
         cases = [
             (ValueError, r"out must have the input's shape \(4, 3\), got \(3, 4\)", np.empty((3, 4)), x),
@@ -225,6 +232,7 @@ class TestEveryLoss:
             (TypeError, r"out must be a NumPy array, got list", [[0.0] * 3] * 4, x),
             (ValueError, r"out must be writable", frozen, x),
             (ValueError, r"out must not overlap itself", bands, x),
+            (ValueError, r"out must not overlap itself", windows, x),
             (ValueError, r"overlaps the input", x[::-1], x),
             (ValueError, r"overlaps the input", buffer[1:].reshape(4, 3), buffer[:-1].reshape(4, 3)),
         ]
@@ -267,9 +275,10 @@ class TestRowwise:
         refuses(ValueError, r"must have at least one dimension", getattr(nbloss, name), np.array(1.0), 0)
 
     def test_ignore_index(self, name):
-        refuses(
-            TypeError, r"ignore_index must be an integer", getattr(nbloss, name), *arguments(name), ignore_index=1.5
-        )
+        loss, good = getattr(nbloss, name), arguments(name)
+        refuses(TypeError, r"ignore_index must be an integer", loss, *good, ignore_index=1.5)
+        refuses(TypeError, r"ignore_index must be an integer", loss, *good, ignore_index=np.zeros((40, 2)))
+        refuses(ValueError, rf"ignore_index must be an int64, got {2**63}", loss, *good, ignore_index=2**63)
 
 
 def test_label_smoothing():

@@ -194,10 +194,11 @@ def _row(operands, mode, i, top, following, scratch, like):
             w_t = weight[target]
         kept = share * w_t
     m, left_out, scale, unit, rest, top = _row_sum(row, top, target, following, exps, kind, form, like)
-    norm = rest
+    norm, own = rest, 0.0
     if left_out >= 0:
         v = gather(row, left_out, 1, like)
-        norm = rest + np.float64(lane(scaled_exp(v, scale), 0))
+        own = np.float64(lane(scaled_exp(v, scale), 0))
+        norm = rest + own
         r = (rest if lane(v, 0) == lane(m, 0) else norm - unit) / unit
     else:
         r = (norm - unit) / unit
@@ -213,8 +214,9 @@ def _row(operands, mode, i, top, following, scratch, like):
         factor = broadcast(upstream[i, 0] if upstream.shape[0] else own_factor, like)
         a = broadcast(kept + mass, like)
         whole = broadcast(norm, like)
-        slack = broadcast(mass - uniform * w_t, like)
-        at_target = factor * target_gradient(broadcast(rest, like), whole, a, slack)
+        spread = uniform * w_t  # what smoothing leaves on the target
+        q_t, slack = broadcast(kept + spread, like), broadcast(mass - spread, like)
+        at_target = factor * target_gradient(broadcast(rest, like), broadcast(own, like), whole, a, q_t, slack)
         of_max = broadcast(unit, like)
         shares = (a / whole, of_max, of_max / whole, 1.0 / of_max)
         numbers = (m, broadcast(r, like), log_norm, scale, factor, a, *shares)

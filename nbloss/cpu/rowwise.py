@@ -16,7 +16,7 @@ from nbloss.cpu.picks import picks
 from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
 from nbloss.cpu.simd import VECTOR_BYTES, aligned_at, borrowed, inline, lanes, lent_to, side_by_side
-from nbloss.cpu.targets import CLASS_INDEX
+from nbloss.cpu.targets import CLASS_INDEX, two_sum
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.problem import Array
 
@@ -57,10 +57,7 @@ def _driver(chunk):
                 outside, counted = _scan(lines, weight, x.shape[1], ignore, piece)
                 found[2 * piece] = outside
                 found[2 * piece + 1] = counted
-            divisor = 0.0
-            for piece in range(pieces):
-                bad += found[2 * piece]
-                divisor += found[2 * piece + 1]
+            bad, divisor = _totals(found)
         if scan == CHECKED and bad > 0:
             stop_block = first_block
         scale = np.float64(factor) / divisor if mean else factor
@@ -204,15 +201,37 @@ def _scan(lines, weight, classes, ignore, piece):
     line = side_by_side(lines[i, start : min(start + PIECE, lines.shape[1])])
     bad = 0
     kept = 0
-    weight_sum = 0.0
+    rest = 0.0
     for k in range(line.shape[0]):
         label = np.int64(line[k])
         outside = (label < 0) | (label >= classes)
         bad += (label != ignore) & outside
         kept += label != ignore
-        if weight.shape[0] and label != ignore and not outside:
-            weight_sum += weight[label]
-    return float(bad), float(weight_sum if weight.shape[0] else kept)
+    if weight.shape[0] == 0:
+        return float(bad), float(kept)
+    weight_sum = 0.0
+    for first in range(0, line.shape[0], 16):  # added one by one, 2^20 weights of 0.1 would be off by 1000 ulp
+        some = 0.0
+        for k in range(first, min(first + 16, line.shape[0])):
+            label = np.int64(line[k])
+            if label != ignore and 0 <= label < classes:
+                some += weight[label]
+        weight_sum, lost = two_sum(weight_sum, some)
+        rest += lost
+    return float(bad), float(weight_sum + rest)
+
+
+@inline
+def _totals(found):
+    """(labels out of range, weight of those that count) of all pieces."""
+    bad = 0.0
+    weight_sum = 0.0
+    rest = 0.0
+    for k in range(0, found.shape[0], 2):
+        bad += found[k]
+        weight_sum, lost = two_sum(weight_sum, found[k + 1])
+        rest += lost
+    return bad, weight_sum + rest
 
 
 def can_scan(labels: Array) -> bool:
@@ -221,13 +240,13 @@ def can_scan(labels: Array) -> bool:
 
 
 def _scan_driver(labels, weight, classes, ignore):
-    bad = 0.0
-    weight_sum = 0.0
-    for piece in range(labels.shape[0] * _pieces(labels)):
+    pieces = labels.shape[0] * _pieces(labels)
+    found = np.empty(2 * pieces)
+    for piece in range(pieces):
         outside, counted = _scan(labels, weight, classes, ignore, piece)
-        bad += outside
-        weight_sum += counted
-    return bad, weight_sum
+        found[2 * piece] = outside
+        found[2 * piece + 1] = counted
+    return _totals(found)
 
 
 SCAN = Kernel(

@@ -31,6 +31,7 @@ from nbloss.problem import (
     refuse_labels,
     refuse_probabilities,
     wanted,
+    without_classes,
 )
 
 Plan = Callable[..., Any]
@@ -80,13 +81,18 @@ def _reduced(total: float, count: float, one: Any) -> Any:
         return type(one)(value)
 
 
+def _rounded(value: float | Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(over="ignore"):  # a gradient beyond its dtype is inf
+        return np.array(value, dtype)
+
+
 # --- pointwise ----------------------------------------------------------------------------------------------
 
 
 def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> Any:
     """The loss if `value`, and its gradient in `out` if there is one."""
     shape, dtype, count = problem.x.shape, compute_dtype(problem.x.dtype), _count(problem)
-    scale = np.array(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
+    scale = _rounded(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
     written = None if out is None else _target(out)
     loss = np.empty(shape, dtype) if value and problem.reduction == "none" else None
     if in_place and reads_ahead(problem):
@@ -127,7 +133,7 @@ def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan 
         weight: Array = ones,
         pos_weight: Array = ones,
     ) -> Any:
-        scale = unit if factor == 1.0 else np.array(divided(factor, count), dtype)
+        scale = unit if factor == 1.0 else _rounded(divided(factor, count), dtype)
         loss = np.empty(shape, dtype) if unreduced else no_loss
         gradient = no_out if out is None else out
         total, faults = driver(x, target, weight, pos_weight, scale, gradient, loss)
@@ -184,13 +190,14 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
         bad, count = rowwise_kernels.scan_labels(labels, _weight(problem), classes, problem.ignore_index)
         if bad and problem.check:
             refuse_labels(labels, classes, problem.ignore_index)
-    loss = None
-    if value and problem.reduction == "none":
-        empty_row = 0.0 if problem.target is not None else -np.inf  # the value of a row without classes
-        loss = np.full(problem.shape, empty_row, dtype)
+    loss, total = None, 0.0
+    if value and not problem.x.size:
+        loss = without_classes(problem, labels, dtype)
+        total = float(loss.sum())
+    elif value:
+        loss = np.empty(problem.shape, dtype) if problem.reduction == "none" else None
     written = None if out is None else _target(out)
     multiplier = 1.0 if factor.ndim else float(factor)
-    total = 0.0
     for k, stage in enumerate(_stages(problem, form)):
         if k and written is not None:
             written[...] = 0
@@ -198,7 +205,9 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
             total += call(*operands, multiplier, count)[0]
     if out is not None and written is not None:
         _deliver(out, written)
-    return loss if loss is not None or not value else _reduced(total, count if mean else 1.0, _UNITS[dtype])
+    if problem.reduction == "none" or not value:
+        return loss
+    return _reduced(total, count if mean else 1.0, _UNITS[dtype])
 
 
 def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -> Plan | None:

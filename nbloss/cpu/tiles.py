@@ -213,8 +213,10 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         rest = rest + rest_block
         gap = gap + gap_block
         mass = mass + mass_block
+    own = unit
     if kind == CLASS_INDEX:
-        norm = rest + scaled_exp(x_t, scale)
+        own = scaled_exp(x_t, scale)
+        norm = rest + own
     else:
         rest = rest + (ties - 1.0) * unit
         norm = rest + unit
@@ -232,7 +234,8 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     elif form == GRADIENT:
         factor = _row_scales(upstream, own_factor, facts, i, k, count, like)
         a = kept + mass
-        at_target = factor * target_gradient(rest, norm, a, mass - uniform * w_t)
+        spread = uniform * w_t  # what smoothing leaves on the target
+        at_target = factor * target_gradient(rest, own, norm, a, kept + spread, mass - spread)
         if kind == NO_TARGET:
             at_target = unit / norm  # the product with 1 / norm can miss 1
         slope = a / norm

@@ -42,7 +42,7 @@ class Row:
         lowest, highest, nothing, one, nan = (real(v) for v in (-math.inf, math.inf, 0, 1, math.nan))
         self.lowest, self.nothing, self.one, self.type = lowest, nothing, one, f.type
         self.add_gap = f.add_gap
-        scaled_exp, log1p = f.scaled_exp, f.log1p
+        exp, scaled_exp, log1p = f.exp, f.scaled_exp, f.log1p
         add_gap, row_loss, dense_gradient = f.add_gap, f.row_loss, f.dense_gradient
         rest_of_target, target_gradient = f.rest_of_target, f.target_gradient
         stored_mass, weight_size = STORED[mass_code], one.itemsize
@@ -80,8 +80,9 @@ class Row:
 
         @device_function
         def at_target(scale, x_t, m, r, kept, mass, uniform, weight_t):
-            slack = mass - uniform * weight_t if dense else nothing
-            return scale * target_gradient(rest_of_target(x_t, m, r), one + r, kept + mass, slack)
+            spread = uniform * weight_t if dense else nothing  # what smoothing leaves on the target
+            rest, own = rest_of_target(x_t, m, r), exp(x_t - m)
+            return scale * target_gradient(rest, own, one + r, kept + mass, kept + spread, mass - spread)
 
         @device_function
         def entry(x, j, m, r, log_norm, state, slope, scale, a, q, q_class, weight, share, uniform):

@@ -165,8 +165,8 @@ def _faults(home: Home, at: int) -> bool:
     return bool(found[0])
 
 
-def _constant(home: Home, value: float, dtype: np.dtype[Any], shape: tuple[int, ...] = ()) -> View:
-    return home.upload(np.full(shape, value, dtype))
+def _constant(home: Home, value: float, dtype: np.dtype[Any]) -> View:
+    return home.upload(np.array(value, dtype))
 
 
 # --- pointwise ------------------------------------------------------------------------------------------------
@@ -273,7 +273,6 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     dtype = compute_dtype(x.dtype)
     classes, rows = x.shape[problem.axis], math.prod(problem.shape)
     mean = problem.reduction == "mean"
-    no_target = labels is None and problem.probabilities is None
     host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
     count, scale = (float(rows), divided(host_factor, rows)) if mean and labels is None else (1.0, host_factor)
     scratch = None
@@ -288,7 +287,8 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
         factor_at, scale = (at + FACTOR, 1.0) if by_labels else (0, scale)
         _run_rowwise(problem, form, out, loss, factor, factor_at, faults, dtype.type(scale))
     elif loss is not None:
-        loss = _constant(home, -np.inf if no_target else 0.0, dtype, problem.shape)
+        labels_here = None if labels is None else home.download(labels)
+        loss = home.upload(problems.without_classes(problem, labels_here, dtype))
     if loss is not None and problem.reduction != "none":
         if by_labels:
             loss = _mean_of(home, loss, at + DIVISOR, 1.0, dtype)
