@@ -1,4 +1,14 @@
-"""Losses and their gradients on plain arrays: Numba kernels, no deep-learning framework."""
+"""Losses and their gradients on plain arrays: Numba kernels, no deep-learning framework.
+
+cross_entropy, nll_loss, binary_cross_entropy, binary_cross_entropy_with_logits, mse_loss, l1_loss
+    Losses: call one for its value; its `.value_and_grad` and `.grad` give the gradient.
+logsumexp, log_softmax, softmax
+    Functions of rows.
+CrossEntropyLoss, NLLLoss, BCELoss, BCEWithLogitsLoss, MSELoss, L1Loss
+    Losses that hold their options.
+warmup, show_config, set_num_threads, get_num_threads
+    This machine.
+"""
 
 from nbloss.config import get_num_threads, set_num_threads, show_config, warmup
 from nbloss.criteria import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss, NLLLoss
@@ -37,3 +47,7 @@ __all__ = [
     "softmax",
     "warmup",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -13,11 +13,16 @@ from nbloss.problem import Array
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m nbloss", description="Losses and their gradients on plain arrays.")
-    commands = parser.add_subparsers(dest="command", metavar="{info,warmup}")
+    parser = argparse.ArgumentParser(
+        prog="python -m nbloss",
+        description="Losses and their gradients on plain arrays; without a command, a demonstration.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="[info | warmup]")
     commands.add_parser("info", help="print versions, processor, threads, cache and backends")
     warm = commands.add_parser("warmup", help="compile kernels ahead")
-    warm.add_argument("--dtypes", nargs="+", default=["float32"], help="float16 bfloat16 float32 float64")
+    warm.add_argument(
+        "--dtypes", nargs="+", default=["float32"], help="any of float16, bfloat16, float32, float64 (default: float32)"
+    )
     warm.add_argument("--losses", nargs="+", default=None, help="cross_entropy softmax ...; all if left out")
     arguments = parser.parse_args()
     if arguments.command == "info":
@@ -34,7 +39,7 @@ def main() -> None:
 def demonstrate() -> None:
     """Values beside plain float64 NumPy, and time beside plain float32 NumPy, at real sizes."""
     nbloss.show_config()
-    print("\ncompiling (once for this machine, then cached)", flush=True)
+    print("\nloading kernels, or compiling them (once for this machine)", flush=True)
     nbloss.warmup(losses=["cross_entropy", "binary_cross_entropy_with_logits"])
     rng = np.random.default_rng(0)
     print(f"\n{'loss and gradient, float32':<34}{'loss':>14}{'error':>10}{'NumPy':>11}{'nbloss':>11}{'':>12}")

@@ -252,7 +252,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         method.__qualname__ = f"{name}.{method.__name__}"
         method.__module__ = define.__module__
         setattr(method, "__signature__", _with_gradient_arguments(define, method))  # noqa: B010
-        method.__doc__ = f"""{returns} of `{name}`, whose other arguments it takes.
+        method.__doc__ = f"""{returns} of `{name}`, with the same arguments and two more.
 
         grad_output is the upstream gradient: a scalar, or with ``reduction="none"`` an array of the loss's shape; None
         means 1. The gradient is that of ``sum(grad_output * loss)`` with respect to the first argument, in its shape

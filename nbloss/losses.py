@@ -46,7 +46,8 @@ def cross_entropy(
         Unnormalised log-probabilities; any strides.
     target : array
         Class indices (any integer dtype or bool) of the logits' shape without `axis`, or class probabilities
-        (floating) of the logits' shape. The dtype decides.
+        (floating) of the logits' shape. The dtype decides. Probabilities are used as given: they need not sum to 1, and
+        are not checked.
     weight : array of shape (C,), optional
         A factor w for each class.
     ignore_index : int

@@ -293,11 +293,12 @@ def cross_entropy(
     wanted = _as_array("target", target)
     if wanted.dtype.kind in "iub":
         return _with_labels(problem, "logits", wanted)
-    problem.probabilities = as_floats("target", wanted)
+    problem.probabilities = as_floats("target", wanted, "of an integer dtype (class indices), or ")
     if wanted.shape != logits.shape:
+        advice = ": class indices are integers, target.astype(int)" if wanted.shape == problem.shape else ""
         raise ValueError(
             f"target must be class indices of shape {problem.shape} or probabilities of the logits' shape "
-            f"{logits.shape}, got {wanted.dtype} of shape {wanted.shape}"
+            f"{logits.shape}, got {wanted.dtype} of shape {wanted.shape}{advice}"
         )
     if problem.ignore_index >= 0:
         raise ValueError(f"ignore_index applies to class indices, got {ignore_index} with a target of {wanted.dtype}")
@@ -353,12 +354,17 @@ def _ignore_index(value: SupportsIndex) -> int:
 
 
 def _with_labels(problem: Rowwise, argument: str, labels: Array) -> Rowwise:
+    x = problem.x
     if labels.shape != problem.shape:
+        fitting = [k for k in range(x.ndim) if labels.shape == x.shape[:k] + x.shape[k + 1 :]]
+        advice = f": it fits axis={fitting[-1]}" if fitting else ""
+        if labels.shape == x.shape and not problem.normalized:
+            advice = ": class probabilities are floating, target.astype(float)"
         raise ValueError(
-            f"target must have shape {problem.shape} for {argument} of shape {problem.x.shape} with classes along axis "
-            f"{problem.axis}, got {labels.shape}"
+            f"target must have shape {problem.shape} for {argument} of shape {x.shape} with classes along axis "
+            f"{problem.axis}, got {labels.shape}{advice}"
         )
-    problem.labels = _as_labels(labels, problem.x.shape[problem.axis], problem.ignore_index, problem.check)
+    problem.labels = _as_labels(labels, x.shape[problem.axis], problem.ignore_index, problem.check)
     return problem
 
 

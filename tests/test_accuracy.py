@@ -199,7 +199,8 @@ def test_gradient_at_a_target_with_little_mass(dtype, classes, weight, logit):
     own_mass, others = w * (1 - smoothing + spread), (classes - 1) * spread
     p, rest = own / (own + classes - 1), (classes - 1) / (own + classes - 1)
     exact, terms = others * p - own_mass * rest, others * p + own_mass * rest
-    assert abs(mpmath.mpf(float(gradient)) - exact) < 8 * np.finfo(dtype).eps * terms
+    limit = 8 + classes / 64  # the masses of all classes are added, on a device in the dtype itself
+    assert abs(mpmath.mpf(float(gradient)) - exact) < limit * np.finfo(dtype).eps * terms
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

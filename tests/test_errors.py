@@ -340,6 +340,19 @@ def test_thread_counts(bad):
     assert nbloss.get_num_threads() == before
 
 
+def test_advice_on_targets():
+    image = np.zeros((2, 4, 5, 3))
+    for target, advice in (
+        (np.zeros((2, 4, 5), int), "it fits axis=3"),
+        (np.zeros((2, 4, 5, 3), int), r"class probabilities are floating, target.astype\(float\)"),
+        (np.zeros((2, 5, 3)), r"class indices are integers, target.astype\(int\)"),
+    ):
+        refuses(ValueError, advice, nbloss.cross_entropy, image, target)
+    refuses(
+        TypeError, r"target must be of an integer dtype", nbloss.cross_entropy, np.zeros((2, 3)), np.array(["a", "b"])
+    )
+
+
 def test_axes_named_twice():
     with pytest.raises(ValueError, match=r"axis must not name a dimension twice, got \(0, -2\)"):
         nbloss.logsumexp(np.zeros((2, 3)), axis=(0, -2))

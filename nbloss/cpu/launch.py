@@ -23,7 +23,7 @@ BLOCK = 1 << 14  # elements a block: 64 KiB of float32
 # Elements from which other threads are woken. Two that are awake pay earlier (2e5 elements: 166 against 250 us), but
 # after 30 ms of sleep GNU OpenMP took 5 ms for it on two virtual cores: calls under ~0.3 ms stay on one thread.
 PARALLEL = 1 << 19
-BREATH = 1 << 27  # elements a driver call: Ctrl-C is heard between two calls, every ~0.1 s a core
+PER_CALL = 1 << 27  # elements a driver call: Ctrl-C is heard between two calls, every ~0.1 s a core
 
 _threads: int | None = None  # None: the default
 _forked = False
@@ -62,8 +62,8 @@ def layer() -> str:
 class Launch:
     """A kernel over `units` pieces of `unit_elements` elements: all of a call but its memory and its numbers.
 
-    A kernel takes `units`, how many of them make a block, the first and the last block, `constants`, and then what a
-    call gives; the result is a tuple of sums, added in order.
+    A kernel takes `units`, how many of them make a block, the first block and the one after the last, `constants`, and
+    then what a call gives; the result is a tuple of sums, added in order.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Launch:
         self._blocks = -(-units // step)
         self._elements = units * unit_elements
         self._units, self._step, self._constants = units, step, constants
-        self._breath = max(1, BREATH // (step * max(1, unit_elements)))
+        self._blocks_a_call = max(1, PER_CALL // (step * max(1, unit_elements)))
 
-        self.is_one_call = self._blocks <= self._breath
+        self.is_one_call = self._blocks <= self._blocks_a_call
 
     def quickest(self) -> Callable[..., Sequence[float]]:
-        """A function that does this: where no thread is woken, the kernel itself."""
+        """What `__call__` does, as fast as can be: the serial kernel itself where one call on one thread is all."""
         if self._elements >= PARALLEL or not self.is_one_call:
             return self
         serial = self._kernel.variant(False, *self._dtypes)
@@ -93,9 +93,9 @@ class Launch:
         try:
             if threads > 1:
                 numba.set_num_threads(threads)
-            for first in range(0, self._blocks, self._breath):
-                last = min(self._blocks, first + self._breath)
-                sums = driver(self._units, self._step, first, last, *self._constants, *args)
+            for first in range(0, self._blocks, self._blocks_a_call):
+                stop = min(self._blocks, first + self._blocks_a_call)
+                sums = driver(self._units, self._step, first, stop, *self._constants, *args)
                 total = [a + b for a, b in zip(total, sums)] if total else list(sums)
         finally:
             if threads > 1:

@@ -72,7 +72,9 @@ def _at(a, same, j, like):
 
 @inline
 def _operand(a, same, j, count, like):
-    """Elements j, … of an operand; `same` where it holds one value only (stride 0)."""
+    """Elements j, … of an operand, beyond them 1/2, which lies in every loss's domain; `same` where it holds one value
+    only (stride 0).
+    """
     return same if a.strides[0] == 0 else read(a, j, count, 0.5, like)
 
 

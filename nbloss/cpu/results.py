@@ -28,7 +28,7 @@ from nbloss.problem import GRADIENT, LOG_SOFTMAX
 
 @inline
 def mass_at(q, weight, mode, j, count, like):
-    """Dense target mass of classes j, …: w_j (share q_j + uniform), and nothing past the row."""
+    """Dense target mass of classes j, …: w_j (share pi_j + uniform) with pi in q, and nothing past the row."""
     kind, _, _, _, share, uniform = mode
     mass = broadcast(uniform, like)
     if kind == PROBABILITIES:
@@ -62,7 +62,7 @@ def dense_gap(x, q, weight, mode, m, like):
         narrow_mass = other_gap = other_mass = narrow_gap
         for j in range(start, whole, step):
             if kind == PROBABILITIES:
-                prefetch(q, j + n)
+                prefetch(q, j + n)  # the next row
             mass_j = mass_at(q, weight, mode, j, step, like)
             narrow_gap, other_gap = other_gap, add_gap(narrow_gap, mass_j, m, load(x, j, like))
             narrow_mass, other_mass = other_mass, narrow_mass + mass_j
@@ -85,14 +85,18 @@ def _exp_at(x, j, count, scale, exps, like):
 
 @inline
 def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, like):
-    """factor (a p - q), or the log-softmax, of one row."""
+    """factor (a p - q), or the log-softmax, of one row.
+
+    Whole vectors up to that of the target, it alone with `at_target`, whole vectors again, and what is left;
+    non-temporal stores begin at `aligned`.
+    """
     _, _, nontemporal, _, _, _ = mode
     n = x.shape[0]
     step = lanes(like)
     aligned = aligned_at(out, like) if nontemporal else 0
     if aligned < 0:
         aligned = n
-    j = np.int64(0)  # of a literal 0, Numba compiles what it is given to twice
+    j = np.int64(0)  # a literal 0 is a type of its own: what takes j would be compiled twice
     while j < n:
         if j >= aligned or not nontemporal:
             stop = j + (n - j) // step * step
@@ -118,15 +122,15 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, like):
 def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
     kind, form, _, _, _, uniform = mode
-    m, r, log_norm, scale, factor, a, slope, top, at_top, inverse = numbers
+    m, r, log_norm, scale, factor, a, slope, exp_max, p_max, inverse = numbers
     if form == LOG_SOFTMAX:
         return (take(x, j, count, 0.0, like) - m) - log_norm
     e = _exp_at(x, j, count, scale, exps, like)
     if kind == PROBABILITIES:
         mass = mass_at(q, weight, mode, j, count, like)
-        return factor * dense_gradient(e * inverse, e == top, mass, a, r)
+        return factor * dense_gradient(e * inverse, e == exp_max, mass, a, r)
     if kind == NO_TARGET:
-        return where(e == top, at_top, slope * e)  # the product can miss 1, and a quotient takes six times as long
+        return where(e == exp_max, p_max, slope * e)  # the product can miss 1, and a quotient takes six times as long
     if uniform != 0.0:
         return factor * (slope * e - mass_at(q, weight, mode, j, count, like))
     return factor * (slope * e)

@@ -133,7 +133,7 @@ def _row_sum(x, top, target, following, exps, kind, form, like):
     found = False
     m = broadcast(LOWEST_32 if is_single(broadcast(0.0, like)) else LOWEST_64, like)
     scale = scale_of(m)
-    unit = type(like)(1)  # what exp(0) is in the present scale
+    exp_max = type(like)(1)  # scaled_exp(m)
     rest = broadcast(0.0, np.float64(0.0))
     beyond = broadcast(NEG_INF, like)
     for start in range(0, n, size):
@@ -141,18 +141,18 @@ def _row_sum(x, top, target, following, exps, kind, form, like):
         end = n if short else stop
         if top != top:
             top = _maximum(x, start, end, like)
-        former = lane(m, 0)
+        former = lane(m, 0)  # at first the lowest finite number, which a row may hold too: hence `found`
         if top > former or (top == former and not found):
             if target < 0 and not every:
-                if found:
-                    rest = where(only(0, rest), rest + np.float64(unit), rest)
+                if found:  # the class left out so far is no longer the largest: its term, exp(0), joins the sum
+                    rest = where(only(0, rest), rest + np.float64(exp_max), rest)
                 left_out = _place(x, start, end, top, like)
             m = broadcast(top, like)
             scale = scale_of(m)
-            former_unit, unit = unit, lane(scaled_exp(m, scale), 0)
+            former_exp_max, exp_max = exp_max, lane(scaled_exp(m, scale), 0)
             if found:
-                shrink = exp(broadcast(np.float64(former) - np.float64(top), np.float64(0.0))) / np.float64(former_unit)
-                rest = rest * shrink * np.float64(unit)
+                shrink = exp(broadcast(np.float64(former) - np.float64(top), np.float64(0.0)))
+                rest = rest * (shrink / np.float64(former_exp_max)) * np.float64(exp_max)
             found = True
         # Of a short row, the fourth one from here is fetched: 1.2 times faster than the second.
         other, offset, fetch = following, np.int64(0), 4 * n
@@ -165,7 +165,7 @@ def _row_sum(x, top, target, following, exps, kind, form, like):
             top = largest(t) if offset else type(like)(NAN)
     if not found:  # -inf and NaN only
         m = broadcast(NAN, like)
-    return m, left_out, scale, np.float64(unit), total(rest), largest(beyond)
+    return m, left_out, scale, np.float64(exp_max), total(rest), largest(beyond)
 
 
 @inline
@@ -193,15 +193,15 @@ def _row(operands, mode, i, top, following, scratch, like):
         if weight.shape[0]:
             w_t = weight[target]
         kept = share * w_t
-    m, left_out, scale, unit, rest, top = _row_sum(row, top, target, following, exps, kind, form, like)
+    m, left_out, scale, exp_max, rest, top = _row_sum(row, top, target, following, exps, kind, form, like)
     norm, own = rest, 0.0
     if left_out >= 0:
         v = gather(row, left_out, 1, like)
         own = np.float64(lane(scaled_exp(v, scale), 0))
         norm = rest + own
-        r = (rest if lane(v, 0) == lane(m, 0) else norm - unit) / unit
+        r = (rest if lane(v, 0) == lane(m, 0) else norm - exp_max) / exp_max
     else:
-        r = (norm - unit) / unit
+        r = (norm - exp_max) / exp_max
     gap, mass = 0.0, row_mass
     if kind == PROBABILITIES or uniform != 0.0:
         gap, own_mass = dense_gap(row, q[i, :, 0], weight, mode, m, like)
@@ -217,7 +217,8 @@ def _row(operands, mode, i, top, following, scratch, like):
         spread = uniform * w_t  # what smoothing leaves on the target
         q_t, slack = broadcast(kept + spread, like), broadcast(mass - spread, like)
         at_target = factor * target_gradient(broadcast(rest, like), broadcast(own, like), whole, a, q_t, slack)
-        of_max = broadcast(unit, like)
+        of_max = broadcast(exp_max, like)
+        # The slope, exp at the maximum, its probability, and its inverse.
         shares = (a / whole, of_max, of_max / whole, 1.0 / of_max)
         numbers = (m, broadcast(r, like), log_norm, scale, factor, a, *shares)
         write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, exps, target, at_target, like)

@@ -37,9 +37,12 @@ SHORT, HEIGHT = 256, 8
 
 
 def _driver(chunk):
-    # x, q, out: (outer, classes, inner); t, upstream, loss: (outer, inner); weight: (classes,). The gradient of a
-    # row is multiplied by its upstream, or by factor; of all rows, where mean, divided by the weight of the labels.
-    # Absent: q is x, the others have no element. Where labels are scanned, they give the divisor.
+    # x, q (class probabilities), out: (outer, classes, inner); t, upstream, loss: (outer, inner); weight: (classes,).
+    # Absent: q is x, the others have no element. The gradient of a row is multiplied by its upstream, or by factor;
+    # where mean, divided by the weight of the labels, which those that are scanned give.
+    # mode: (kind of target, form, nontemporal, ignore_index, share = 1 - smoothing, uniform = smoothing / classes).
+    # scratch: (tile, or the exponentials of a short row; numbers of a vector; labels of a vector; per_unit; breadth;
+    # dense mass that every row has; own_factor).
     def driver(
         units, step, first_block, stop_block, layout, share, uniform, like,
         x, t, q, weight, upstream, out, loss, factor, divisor,
@@ -60,7 +63,7 @@ def _driver(chunk):
             bad, divisor = _totals(found)
         if scan == CHECKED and bad > 0:
             stop_block = first_block
-        scale = np.float64(factor) / divisor if mean else factor
+        own_factor = np.float64(factor) / divisor if mean else factor
         mass = 0.0
         if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
             mass = dense_mass(q[0, :, 0], weight, mode, x.shape[1], like)
@@ -68,17 +71,18 @@ def _driver(chunk):
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
-            # Labels of a vector, numbers of one and the tile, in one array: a first call is 5% shorter than with three.
+            # One array for three (a first call is 5% shorter), in float64: up to 7 to the first line, for Numba aligns
+            # to half of one, 16 for labels, 8 for the numbers of a vector, and the tile.
             memory = np.empty(32 + room * weight.itemsize // 8)
-            start = aligned_at(memory, 0.0)  # Numba aligns to half a line
+            start = aligned_at(memory, 0.0)
             labels = lent_to(np.int64(0), memory, start, lanes(like))
-            facts = lent_to(like, memory, start + 16, lanes(like))
+            numbers = lent_to(like, memory, start + 16, lanes(like))
             tile = lent_to(like, memory, start + 24, room)
-            scratch = (tile, facts, labels, per_unit, breadth, mass, scale)
+            scratch = (tile, numbers, labels, per_unit, breadth, mass, own_factor)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
-            # The last use of an array frees it.
+            # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
             part[block - first_block] = value_sum + 0 * memory.size
         total = 0.0
         for k in range(part.size):
@@ -164,9 +168,10 @@ def prepare(
         per_unit, breadth = LINED_UP, 1
         if x.strides[2] == x.itemsize and inner > step:
             vector = (classes + step) * VECTOR_BYTES
+            # breadth | 1, the stride of a tile, may add a vector: hence - 1.
             per_unit = breadth = max(min(WIDEST, TILE_BYTES // vector - 1), min(USUAL, LARGE_TILE_BYTES // vector), 1)
         lead = per_unit * step
-        room = (classes + step) * (breadth | 1) * step  # blocks of (step, step), whatever the number of classes
+        room = (classes + step) * (breadth | 1) * step  # whole blocks of (step, step) are transposed
         room += FACTS * lead + ((classes + 1) * step if nontemporal and breadth == 1 else 0)
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]

@@ -8,6 +8,9 @@ written in the kernel, and results have the same bits serial, parallel, aligned 
 Each primitive below is a plain Python function that says, on NumPy arrays, what it does (this is what runs
 with the JIT off), followed by the LLVM that compiled kernels get for it.
 
+Arguments that recur: `like`, a float32 or float64 scalar, is there for its type, which is that of the vectors; `i` or
+`j` is an index in elements; `count`, how many lanes are there; `step`, the lanes of a vector.
+
 Storage types: float32 and float64 as they are; uint16 holds float16 and int16 holds bfloat16 (Numba's CPU
 target has neither), both decoded to float32 by ``load`` and rounded to nearest even by ``store``; what would be a
 subnormal bfloat16 is 0 where the processor has an instruction for the rounding (AVX512-BF16).

@@ -243,8 +243,10 @@ def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -
 
 
 def _stages(problem: Rowwise, form: int) -> list[int]:
-    """What kernels are run for, one after the other: a few of many zeros are written when the values, which may be in
-    their place, have been read.
+    """The forms to run kernels for, in order.
+
+    A gradient of nll_loss takes two: the first reads x; then `out`, which may be x, is filled with zeros; the second
+    writes one entry a row.
     """
     return [LOSS_ONLY, form] if problem.normalized and form != LOSS_ONLY else [form]
 
@@ -271,6 +273,7 @@ def _rowwise_calls(
         scan,
         problem.reduction == "mean",
     )
+    # In this order: x, probabilities, out; labels, loss, factor, each where present.
     per_class = [x, *(_stored(a) for a in (masses, out) if a is not None)]
     per_row = [a for a in (labels, loss) if a is not None]
     if factor.ndim:

@@ -60,24 +60,24 @@ def _row_labels(t, classes, mode, copied, i, k, count, like):
 
 
 @inline
-def _row_weights(t, weight, kind, facts, i, k, count, like):
+def _row_weights(t, weight, kind, numbers, i, k, count, like):
     """The class weight of each row's target; anything where it has none."""
     if kind != CLASS_INDEX or weight.shape[0] == 0:
         return broadcast(1.0, like)
     for c in range(count):
         label = np.int64(t[i, k + c])
-        facts[c] = weight[label] if 0 <= label < weight.shape[0] else 1.0
-    return load(facts, 0, like)
+        numbers[c] = weight[label] if 0 <= label < weight.shape[0] else 1.0
+    return load(numbers, 0, like)
 
 
 @inline
-def _row_scales(upstream, own_factor, facts, i, k, count, like):
+def _row_scales(upstream, own_factor, numbers, i, k, count, like):
     """What the gradient of each row is multiplied by."""
     if upstream.shape[0] == 0:
         return broadcast(own_factor, like)
     for c in range(count):
-        facts[c] = upstream[i, k + c]
-    return load(facts, 0, like)
+        numbers[c] = upstream[i, k + c]
+    return load(numbers, 0, like)
 
 
 @inline
@@ -105,12 +105,14 @@ def tiles(operands, mode, unit, like, scratch):
     # The tile is (classes, breadth, lanes); an even number of lines apart, classes would share sets of the cache.
     lead = (breadth | 1) * step
     lined_up = breadth == 1 and x.strides[1] == x.itemsize
-    facts = tile.shape[0] - FACTS * per_unit * step
+    # Where in `tile` lie the FACTS of each row, from here to its end.
+    facts_at = tile.shape[0] - FACTS * per_unit * step
     # Rows one after the other go past the caches by whole lines: what a tile leaves of its last line is written with
     # the next tile. Rows alone begin and end within lines: of 64 classes, that took 1.5 times as long.
+    # band: where in `tile` finished rows wait, in the order of `out`; written: elements of out[i] that are done.
     in_line = out.strides[1] == out.itemsize and out.strides[2] == classes * out.itemsize
     by_line = nontemporal and lined_up and in_line and classes >= 2 * step
-    band, written = facts - (classes + 1) * step, start * classes
+    band, written = facts_at - (classes + 1) * step, start * classes
     for low in range(start, stop, breadth * step):
         high = min(low + breadth * step, stop)
         if lined_up:
@@ -127,7 +129,7 @@ def tiles(operands, mode, unit, like, scratch):
                 for j in range(classes):
                     m = maximum(load(tile, j * lead + k - low, like), m)
             known = _tile_column(operands, mode, m, like, scratch, i, k, min(step, high - k), k - low, lead)
-            at = facts + FACTS * (k - start)
+            at = facts_at + FACTS * (k - start)
             store(tile, at, known[0])
             store(tile, at + step, known[1])
             store(tile, at + 2 * step, known[2])
@@ -150,16 +152,16 @@ def tiles(operands, mode, unit, like, scratch):
             else:
                 for j in range(classes):
                     write_from(tile, j * lead, out[i, j], low, high, nontemporal, like)
-    return _losses(loss, tile, facts, i, start, stop, like)
+    return _losses(loss, tile, facts_at, i, start, stop, like)
 
 
 @inline
-def _losses(loss, tile, facts, i, start, stop, like):
+def _losses(loss, tile, facts_at, i, start, stop, like):
     """The losses of a unit's rows, and their sum. Apart from all else, the logarithms of several vectors overlap."""
     step = lanes(like)
     value_sum = broadcast(0.0, np.float64(0.0))
     for k in range(start, stop, step):
-        at = facts + FACTS * (k - start)
+        at = facts_at + FACTS * (k - start)
         value = row_loss(load(tile, at, like), load(tile, at + step, like), log1p(load(tile, at + 2 * step, like)))
         if loss.shape[1]:
             write(loss[i], k, min(step, stop - k), value, like)
@@ -175,14 +177,14 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     """
     x, t, q, weight, upstream, _, _ = operands
     kind, form, _, _, share, uniform = mode
-    tile, facts, copied, _, _, _, own_factor = scratch
+    tile, numbers, copied, _, _, _, own_factor = scratch
     classes = x.shape[1]
     zero = broadcast(0.0, like)
     labels = _row_labels(t, classes, mode, copied, i, k, count, like)
     m = m + (m - m)  # NaN where infinite
     scale = scale_of(m)
-    unit = scaled_exp(m, scale)
-    inverse = 1.0 / unit  # here, where nothing waits for it
+    exp_max = scaled_exp(m, scale)
+    inverse = 1.0 / exp_max  # here, where nothing waits for it
     # What the next tile reads is fetched meanwhile, a line for each vector of this one.
     if lead == lanes(like) and x.strides[1] == x.itemsize:
         ahead, ahead_step = (k + lead) * (x.strides[2] // x.itemsize), lanes(like)
@@ -213,16 +215,16 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         rest = rest + rest_block
         gap = gap + gap_block
         mass = mass + mass_block
-    own = unit
+    own = exp_max
     if kind == CLASS_INDEX:
         own = scaled_exp(x_t, scale)
         norm = rest + own
     else:
-        rest = rest + (ties - 1.0) * unit
-        norm = rest + unit
+        rest = rest + (ties - 1.0) * exp_max
+        norm = rest + exp_max
         x_t = m
-    r = where(x_t == m, rest, norm - unit) * inverse
-    w_t = _row_weights(t, weight, kind, facts, i, k, count, like)
+    r = where(x_t == m, rest, norm - exp_max) * inverse
+    w_t = _row_weights(t, weight, kind, numbers, i, k, count, like)
     kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
     fixed = where(labelled(labels, OUTSIDE), np.nan, zero)  # the loss of a row without a target
     idle = without_class(labels)
@@ -232,26 +234,26 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
-        factor = _row_scales(upstream, own_factor, facts, i, k, count, like)
+        factor = _row_scales(upstream, own_factor, numbers, i, k, count, like)
         a = kept + mass
         spread = uniform * w_t  # what smoothing leaves on the target
         at_target = factor * target_gradient(rest, own, norm, a, kept + spread, mass - spread)
         if kind == NO_TARGET:
-            at_target = unit / norm  # the product with 1 / norm can miss 1
+            at_target = exp_max / norm  # the product with 1 / norm can miss 1
         slope = a / norm
         for j in range(classes):
             e = load(tile, j * lead + at, like)
             y = slope * e
             if kind == PROBABILITIES:
                 mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
-                y = dense_gradient(e * inverse, e == unit, mass_j, a, r)
+                y = dense_gradient(e * inverse, e == exp_max, mass_j, a, r)
             elif uniform != 0.0:
                 y = y - _tile_mass_at(q, weight, mode, i, j, k, count, like)
             y = factor * y
             if kind == CLASS_INDEX:
                 y = where(idle, 0.0, where(labelled(labels, j), at_target, y))
             elif kind == NO_TARGET:
-                y = where(e == unit, at_target, y)
+                y = where(e == exp_max, at_target, y)
             store(tile, j * lead + at, y)
 
     if kind == NO_TARGET:

@@ -90,7 +90,8 @@ def _slope(r):
 @inline
 def exp(x):
     """exp(x) for x <= 0, subnormal results included; NaN stays NaN."""
-    # The lowest x has n where the power of two is 0: a product that underflows would take 60 cycles on some processors.
+    # The lowest x has n where the power of two is 0, -191 = -(127 + 64): the exponent's bias, and p of _exp. A product
+    # that underflows would take 60 cycles on some processors.
     if is_single(x):
         return _exp(maximum(-191.0 * LN2, x), ROUND_32 + 64.0 * PARTS_32) * 2.0**-64
     return _exp(maximum(-1151.0 * LN2, x), ROUND_64 + 128.0 * PARTS_64) * 2.0**-128
@@ -98,7 +99,10 @@ def exp(x):
 
 @inline
 def scale_of(m):
-    """What `scaled_exp` must know of the largest of its arguments."""
+    """What `scaled_exp` must know of the largest of its arguments.
+
+    (Whether some m is large, what is taken from x, the lowest x whose result is not 0, round_to of `_exp`.)
+    """
     # A large m is taken from every x first, exactly wherever the result is not 0 (Sterbenz: x lies in [m / 2, 2 m], or
     # is too far away).
     size = absolute(m)
