@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import problem as problems
-from nbloss.cuda.arrays import delivered, on_device
+from nbloss.cuda.arrays import delivered, departed, on_device
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise
 
 Key = tuple[object, ...]
@@ -214,6 +214,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
 
     def run(args: Sequence[Any], kwargs: dict[str, Any], entry: str, value: bool, form: int) -> tuple[Any, Any]:
         grad_output = out = key = None
+        used: Sequence[object] = ()
         if form == GRADIENT:
             args, grad_output, out = _split(args, kwargs)
         while len(args) < 2 and names[len(args)] in kwargs:
@@ -230,9 +231,11 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
             grad_output, out = arrived(["grad_output", "out"], [grad_output, out], stream)
             arrays = {n: v for n, v in kwargs.items() if n in (*names, *_WEIGHTS)}
             kwargs |= dict(zip(arrays, arrived(arrays, arrays.values(), stream)))
+            used = [*args, grad_output, out, *kwargs.values()]
         problem = cast("Callable[..., Pointwise | Rowwise]", define)(*args, **kwargs)
         given = (*args, kwargs)
         loss, gradient = solve(problem, value=value, form=form, out=out, grad_output=grad_output, key=key, given=given)
+        departed(used)
         return delivered(loss), delivered(gradient)
 
     @functools.wraps(define)

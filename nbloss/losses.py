@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import problem
-from nbloss.cuda.arrays import delivered
+from nbloss.cuda.arrays import delivered, departed
 from nbloss.dispatch import arrived, choose, key_of, loss, replay, solve
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array, Pointwise, Reduction, Rowwise
 
@@ -452,6 +452,7 @@ def logsumexp(
         axis = -1
     rows = choose(backend, stream, problem.rows(x, axis))
     result = delivered(solve(rows, value=True, key=key, given=(given, None, {}))[0])
+    departed([given])
     return result[()] if isinstance(result, np.ndarray) else result
 
 
@@ -556,5 +557,6 @@ def _map_rows(
     flat = given.reshape(1) if isinstance(given, np.ndarray) and given.shape == values.shape == () else given
     rows = choose(backend, stream, problem.rows(values, axis))
     result = solve(rows, value=False, form=form, out=flat, key=key, given=(x, None, {}))[1]
+    departed([x, given])
     assert result is not None
     return out if out is not None else cast("Array", delivered(result.reshape(values.shape)))

@@ -14,7 +14,7 @@ from numba.cuda import dispatcher, types
 
 from nbloss import formulas
 from nbloss.cuda import choices, planes, pointwise, rows, rowwise, solve, sums
-from nbloss.cuda.intrinsics import REAL, STORED, TYPE, VECTOR_BYTES
+from nbloss.cuda.intrinsics import LABEL_CODE, REAL, STORED, TYPE, VECTOR_BYTES
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 TARGETS = ((8, 0), (9, 0))
@@ -85,7 +85,9 @@ def variants(target):
         yield "sum", code, total, [ints(3), ints(3), ints(4), f64, f64], (few[0], 0), solve.SUM_EACH
         scan = (sums.scan_labels, (code, *few, solve.SUM_EACH))
         yield "scan of labels", code, scan, [ints(5), ints(3), I64, ints(3), ints(4), f64], (few[0], 0), solve.SUM_EACH
-        yield "convert", code, (sums.convert, ("d", code)), [ints(3), ints(3), I64, I64], (solve.POINT_THREADS, 0), 1
+        for source in ("d", *LABEL_CODE.values()):
+            convert = (sums.convert, (source, code))
+            yield f"convert {source}", code, convert, [ints(3), ints(3), I64, I64], (solve.POINT_THREADS, 0), 1
 
 
 def compiled(factory, options, signature, target, bounds=(0, 0)):

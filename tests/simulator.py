@@ -79,7 +79,7 @@ class Arena:
         self._libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._base = self._libc.mmap(None, self.SIZE, self.NOTHING, self.PRIVATE_ANONYMOUS_UNRESERVED, -1, 0)
         assert self._base not in (None, ctypes.c_void_p(-1).value)
-        self._used, self._free = 0, {}
+        self._used, self._free, self._live = 0, {}, {}
 
     @contextmanager
     def opened(self):
@@ -97,17 +97,26 @@ class Arena:
         else:
             address, self._used = self._base + self._used, self._used + room
             assert self._used <= self.SIZE
-        return address, Piece(self._free, room, address)
+        self._live[address] = room
+        return address, Piece(self, room, address)
+
+    def holds(self, address):
+        """Whether an address that lies in here is one of memory that somebody holds."""
+        return any(start <= address < start + room for start, room in self._live.items())
+
+    def __contains__(self, address):
+        return self._base <= address < self._base + self.SIZE
 
 
 class Piece:
     """Gives its memory back when nobody holds it."""
 
-    def __init__(self, free, room, address):
-        self._give_back = lambda: free.setdefault(room, []).append(address)
+    def __init__(self, arena, room, address):
+        self._arena, self._room, self._address = arena, room, address
 
     def __del__(self):
-        self._give_back()
+        del self._arena._live[self._address]
+        self._arena._free.setdefault(self._room, []).append(self._address)
 
 
 @contextmanager
@@ -127,6 +136,15 @@ def swapped(function, simulated):
             module.cuda = cuda
 
 
+def numbers(arguments):
+    """The integers among the arguments of a launch or a copy."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from numbers(argument)
+        elif isinstance(argument, int):
+            yield argument
+
+
 def install():
     kernel.BlockManager, kernel.swapped_cuda_module = Block, swapped
     arena = Arena()
@@ -134,6 +152,8 @@ def install():
 
     def opening(function):
         def opened(*args):
+            for number in numbers(args):
+                assert number not in arena or arena.holds(number), "memory is used that was given back"
             with arena.opened():
                 return function(*args)
 

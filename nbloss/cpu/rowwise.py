@@ -251,7 +251,8 @@ def _scan_driver(labels, weight, classes, ignore):
         outside, counted = _scan(labels, weight, classes, ignore, piece)
         found[2 * piece] = outside
         found[2 * piece + 1] = counted
-    return _totals(found)
+    bad, weight_sum = _totals(found)
+    return float(bad), float(weight_sum)
 
 
 SCAN = Kernel(

@@ -8,6 +8,7 @@ read through it. What a user receives is a `DeviceArray`, which other libraries 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,8 @@ class DeviceView(np.ndarray[tuple[int, ...], np.dtype[Any]]):
 
     def __array_finalize__(self, source: object) -> None:
         if isinstance(source, DeviceView):
-            self.home, self.source, self.keeper = source.home, source.source, source.keeper
+            # The keeper first: attributes go in this order, and memory is given back on a stream that `home` keeps.
+            self.keeper, self.home, self.source = source.keeper, source.home, source.source
 
     @property
     def address(self) -> int:
@@ -99,8 +101,18 @@ def view_at(
     """A view of the device memory at an address."""
     view: DeviceView = DeviceView(shape, dtype, EVERYTHING, max(address, 1) - 1, strides)
     view.flags.writeable = not read_only
-    view.home, view.keeper, view.source, view._address = home, keeper, source, address
+    view.keeper, view.home, view.source, view._address = keeper, home, source, address
     return view
+
+
+def departed(arguments: Iterable[object]) -> None:
+    """Let the stream of every `DeviceArray` among the arguments of a call wait for the stream of the call.
+
+    Its memory is read and given back in the order of its own stream, which knows nothing of what the call does.
+    """
+    for view in arguments:
+        if isinstance(view, DeviceView) and isinstance(view.source, DeviceArray):
+            view.home.before(view.source.stream)
 
 
 def delivered(array: Any) -> Any:

@@ -78,6 +78,11 @@ class Home:
         capability: tuple[int, int] = self._memory.capability(self.number)
         return capability
 
+    def check_dtype(self, name: str, dtype: np.dtype[Any]) -> None:
+        """TypeError for a dtype that this device cannot compute."""
+        if is_bfloat16(dtype) and not self.capability >= (8, 0):
+            raise TypeError(f"{name} must not be bfloat16 on a device below compute capability 8.0")
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
         """New memory."""
         address, keeper = self._memory.allocate(self.number, math.prod(shape) * dtype.itemsize, self.stream)
@@ -112,6 +117,10 @@ class Home:
         self._memory.copy_to_host(raw.ctypes.data, low, raw.nbytes, self.number, self.stream)
         host: Array = np.ndarray(view.shape, view.dtype, raw, view.address - low, view.strides)
         return host
+
+    def before(self, stream: int) -> None:
+        """Let another stream wait for what this one has under way."""
+        self._memory.order(self.number, self.stream, stream)
 
     def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
         """Start a kernel."""
@@ -164,10 +173,10 @@ def arrive(name: str, value: Any, stream: object) -> DeviceView:
     steps = strides or ()
     if not dtype.isnative:
         raise TypeError(f"{name} must be of the machine's byte order on a device, got {dtype}")
-    if is_bfloat16(dtype) and not memory().capability(number) >= (8, 0):
-        raise TypeError(f"{name} must not be bfloat16 on a device below compute capability 8.0")
+    home = Home(number, stream)
+    home.check_dtype(name, dtype)
     if address % dtype.alignment or any(step % dtype.alignment for step in steps):
         raise ValueError(
             f"{name} must be aligned: its address and strides must be multiples of {dtype.alignment} bytes"
         )
-    return view_at(address, tuple(shape), strides, dtype, read_only, Home(number, stream), keeper, value)
+    return view_at(address, tuple(shape), strides, dtype, read_only, home, keeper, value)

@@ -62,6 +62,7 @@ def through_device(
 ) -> Any:
     """Solve a problem of host arrays: copied in, and results copied out."""
     home = Home(device.memory().current_device(), problem.stream)
+    home.check_dtype("the input", problem.x.dtype)
     copies: dict[str, Any] = {
         n: home.upload(a) for n in ("x", *problem.arrays) if (a := getattr(problem, n)) is not None
     }
@@ -141,10 +142,10 @@ def _total(
 ) -> None:
     """Add values of `dtype`, or the sums of blocks, as nbloss.cuda.sums says."""
     kernel = _compiled(sum_kernels.total, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
-    blocks = 0
+    blocks, partials = 0, []  # none is freed before the kernel that reads it is started
     while blocks != 1:
         blocks = _blocks_of_sum(values[1])
-        partial = _partial(home, blocks)
+        partials.append(partial := _partial(home, blocks))
         home.launch(kernel, blocks, SUM_THREADS, values, (_address(partial), 0, blocks), ending, numerator, divisor)
         values = (_address(partial), blocks, 1)
 

@@ -19,10 +19,13 @@ from numba import cuda
 from nbloss.cuda.functions import add
 from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import (
+    HIGHEST,
     I4_CODE,
     I8_CODE,
     REAL,
     STORED,
+    U8,
+    U8_CODE,
     device_function,
     load,
     load_integer,
@@ -31,7 +34,7 @@ from nbloss.cuda.intrinsics import (
     store_integer,
 )
 
-I32, I64 = np.int32(0), np.int64(0)
+I32, I64, ONE_BIT = np.int32(0), np.int64(0), np.int64(1)
 WIDE, UNIT = np.float64(0), np.float64(1)
 GOOD, BAD = np.int32(0), np.int32(1)
 
@@ -106,7 +109,7 @@ def scan_labels(code, threads, warp, each):
         if label == ignore:
             return WIDE, GOOD
         if label < 0 or label >= classes:
-            return WIDE, BAD
+            return UNIT if weight == 0 else WIDE, BAD
         return np.float64(load(weight + label * size, one)) if weight != 0 else UNIT, GOOD
 
     def fetcher(example):
@@ -155,7 +158,7 @@ def convert(from_code, to_code):
     Both are (address, bytes along outer, bytes along inner); integers are given by the codes of labels.
     """
     integer = isinstance(from_code, int)
-    read = I64 if integer else STORED[from_code]
+    read = None if integer else STORED[from_code]
     written = STORED[to_code]
     real = REAL[to_code]
 
@@ -166,10 +169,16 @@ def convert(from_code, to_code):
             address, outer_step, inner_step = destination
             at = source[0] + i * source[1] + j * source[2]
             value = real(0)
-            if integer and source[0] != 0:
-                value = real(load_label(at, from_code))
-            elif source[0] != 0:
-                value = real(load(at, read))
+            if source[0] != 0:
+                if not integer:
+                    value = real(load(at, read))
+                elif from_code == U8_CODE:
+                    # Read as int64: of those from 2^63 on, half, rounded to odd so that it is rounded once, twice.
+                    number = load_integer(at, U8)
+                    half = ((number >> ONE_BIT) & HIGHEST) | (number & ONE_BIT)
+                    value = real(number) if number >= 0 else real(2) * real(half)
+                else:
+                    value = real(load_label(at, from_code))
             store(address + i * outer_step + j * inner_step, value, written)
 
     return kernel
