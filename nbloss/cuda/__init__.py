@@ -1,0 +1,11 @@
+"""The CUDA backend, from the top down.
+
+solve       a problem to kernel launches; choices: which shape of kernel takes rows of so many classes
+device      a device and a stream, and how users' arrays arrive; arrays: device memory as views, and as results
+driver      CUDA itself, through cuda.core and Numba; simulator: the same functions over memory of the host
+pointwise   the kernel of pointwise losses
+rowwise     what the kernels of rows have in common: rows (several threads a row, in registers; vectors: how they read
+            and write it) and planes (a row a thread); and picks (the target's entry alone)
+sums        sums over rows and blocks, labels read ahead, dtypes converted; groups: sums over threads
+functions   nbloss.formulas on scalars; intrinsics: memory by address and single instructions
+"""
