@@ -17,7 +17,7 @@ def main() -> None:
         prog="python -m nbloss",
         description="Losses and their gradients on plain arrays; without a command, a demonstration.",
     )
-    commands = parser.add_subparsers(dest="command", metavar="[info | warmup]")
+    commands = parser.add_subparsers(dest="command", metavar="{info,warmup}")
     commands.add_parser("info", help="print versions, processor, threads, cache and backends")
     warm = commands.add_parser("warmup", help="compile kernels ahead")
     warm.add_argument(

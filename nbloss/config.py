@@ -74,7 +74,8 @@ def warmup(
     Parameters
     ----------
     dtypes : one or more of {"float16", "bfloat16", "float32", "float64"}
-        Dtypes of the input, by name or as NumPy knows them; targets are taken to be int64, or of the same dtype.
+        Dtypes of the input, by these names or as NumPy's dtypes or scalar types. Targets are taken to be int64, or of
+        the same dtype.
     losses : one or more names such as "cross_entropy" or "softmax", optional
         None means all.
     file : text stream, optional
@@ -92,7 +93,7 @@ def warmup(
     """
     from nbloss.cpu import ahead
 
-    names = [d if isinstance(d, str) else np.dtype(d).name for d in _several(dtypes)]
+    names: list[Any] = [d if isinstance(d, str) or d is None else np.dtype(d).name for d in _several(dtypes)]
     steps = ahead.kernels_of(names, None if losses is None else _several(losses))
     stream = file or sys.stderr
     begin = time.perf_counter()

@@ -75,7 +75,7 @@ def solve(
         on_its_device = cuda.run if problems.is_device_view(problem.x) else cuda.through_device
         return on_its_device(problem, value, form, written, in_place, factor), written
     cpu = _cpu()
-    without = factor.ndim or (key in _plans and _plans[key] is None)
+    without = factor.ndim or _plans.get(key, _UNKNOWN) is None
     plan = None if without else cpu.plan(problem, value, form, written, in_place)
     if key is not None and not without:
         _keep(key, plan, problem, given)
@@ -114,9 +114,10 @@ def _cuda() -> Any:
 # --- calls that are alike -------------------------------------------------------------------------------------
 
 _plans: dict[Key | None, Callable[..., Any] | None] = {}
+_UNKNOWN = object()
 _MOST_PLANS = 256
 _PLAIN = {str, int, float, bool, type(None)}
-_NUMBERS = {float, int, np.float64, np.float32}
+_NUMBERS = {float, np.float64, np.float32}
 _WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
 
 
@@ -224,6 +225,8 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         if kwargs:
             while len(args) < 2 and names[len(args)] in kwargs:
                 args = (*args, kwargs.pop(names[len(args)]))
+        if type(grad_output) is int and -(2**63) <= grad_output < 2**63:
+            grad_output = float(grad_output)
         if len(args) == 2 and (grad_output is None or type(grad_output) in _NUMBERS):
             x, target = args
             key = key_of(entry, x, target, out, kwargs)
@@ -267,7 +270,8 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         means 1. The gradient is that of ``sum(grad_output * loss)`` with respect to the first argument, in its shape
         and dtype. `out` receives it: a writable array of that shape and dtype and of any strides, which may be the
         first argument itself; another dtype is a TypeError, another shape, a read-only array or any other overlap with
-        an argument a ValueError. A call that raises has changed neither `out` nor anything else.
+        an argument a ValueError. A call that raises has changed no input, in place included; any other `out` may
+        hold anything then.
         """
         setattr(value, method.__name__, method)
     return cast("Loss[P]", value)

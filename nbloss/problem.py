@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, SupportsIndex, TypeGuard
+from typing import Any, ClassVar, Literal, SupportsIndex, TypeGuard, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -170,6 +170,7 @@ def _as_labels(array: Array, classes: int, ignore_index: int, check: bool) -> Ar
         device_labels: Array = array
         return device_labels
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # compared as int64: no huge label may wrap around
+        array = array.astype(np.uint64, copy=False)
         huge = array > 2**63 - 1
         if check and huge.any():
             refuse_labels(array, classes, ignore_index)
@@ -189,8 +190,9 @@ def shown(value: object) -> str:
 
 
 def _reduction(value: object) -> Reduction:
-    if not np.ndim(value) and value in ("none", "mean", "sum"):  # type: ignore[arg-type]  # NumPy asks anything
-        return value
+    name = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(name, str) and name in get_args(Reduction):
+        return cast("Reduction", name)
     raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {shown(value)}")
 
 

@@ -48,7 +48,7 @@ def refuses(error, message, loss, *args, **options):
 
 
 @pytest.mark.parametrize("name", ROWWISE)
-@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.longlong, np.uint8, np.uint64])
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.longlong, np.uint8, np.uint64, ">u8"])
 def test_class_index_out_of_range(backend, name, dtype):
     x, _ = arguments(name)
     labels = np.array([0, 2, 3, 5], dtype)
@@ -128,7 +128,8 @@ class TestEveryLoss:
             *arguments(name),
             reduction="average",
         )
-        refuses(ValueError, r"reduction must be", getattr(nbloss, name), *arguments(name), reduction=np.array([1, 2]))
+        for wrong in (np.array([1, 2]), [[1], [1, 2]], None):
+            refuses(ValueError, r"reduction must be", getattr(nbloss, name), *arguments(name), reduction=wrong)
 
     def test_backend(self, name):
         refuses(
@@ -206,6 +207,14 @@ class TestEveryLoss:
         x, target = arguments(name)
         with pytest.raises(ValueError, match="grad_output must be a scalar"):
             getattr(nbloss, name).grad(x, target, factor, reduction=reduction)
+
+    @pytest.mark.parametrize("factor", [2**70, 10**400, "1", 1j])
+    def test_dtype_of_grad_output(self, name, factor):
+        x, target = arguments(name)
+        for _ in range(2):  # the second one after a plan
+            with pytest.raises(TypeError, match="grad_output must be"):
+                getattr(nbloss, name).grad(x, target, factor)
+            getattr(nbloss, name).grad(x, target, 1)
 
     def test_arguments_given_twice(self, name):
         x, target = arguments(name)

@@ -192,3 +192,10 @@ def test_differences(name):
     np.testing.assert_array_equal(loss, [INF, NAN, INF])
     assert gradient[0] > 0 > gradient[2]
     assert np.isnan(gradient[1])
+
+
+def test_infinite_class_weight(backend):
+    """The mean's divisor is inf: rows of other classes have no gradient, and no NaN."""
+    gradient = nbloss.cross_entropy.grad(np.zeros((3, 3)), [0, 1, 2], weight=[1, np.inf, 1])
+    np.testing.assert_array_equal(gradient[[0, 2]], np.zeros((2, 3)))
+    assert np.isnan(gradient[1]).all()

@@ -285,9 +285,9 @@ def test_edited_sources_are_compiled_anew(tmp_path):
     code = "print(nbloss.softmax(np.float32([0, 0])))"
     assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "[0.5 0.5]"
     problem = tmp_path / "nbloss" / "problem.py"
-    problem.write_text(
-        problem.read_text().replace("GRADIENT, LOG_SOFTMAX = 0, 1, 2", "LOG_SOFTMAX, GRADIENT = 0, 1, 2")
-    )
+    edited = problem.read_text().replace("GRADIENT, LOG_SOFTMAX = 0, 1, 2", "LOG_SOFTMAX, GRADIENT = 0, 1, 2")
+    assert edited != problem.read_text()
+    problem.write_text(edited)
     assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "[0.5 0.5]"
     code = "print(nbloss.mse_loss(np.float32([3]), np.float32([1])))"
     assert run(code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "8.0"

@@ -238,11 +238,11 @@ def rows(operands, mode, unit, like, scratch):
     x_t = r = kept = gap = mass = m
     top = type(like)(NAN)
     for i in range(start, stop):
-        facts = _row(operands, mode, i, top, x[min(i + 1, stop - 1), :, 0], scratch, like)
+        found = _row(operands, mode, i, top, x[min(i + 1, stop - 1), :, 0], scratch, like)
         here = only(i - start, m)
-        m, x_t, r = where(here, facts[0], m), where(here, facts[1], x_t), where(here, facts[2], r)
-        kept, gap, mass = where(here, facts[3], kept), where(here, facts[4], gap), where(here, facts[5], mass)
-        top = facts[6]
+        m, x_t, r = where(here, found[0], m), where(here, found[1], x_t), where(here, found[2], r)
+        kept, gap, mass = where(here, found[3], kept), where(here, found[4], gap), where(here, found[5], mass)
+        top = found[6]
     # The losses of all rows in float64, rounded once.
     value = row_loss(add_gap(gap, kept, m, x_t), kept + mass, log1p(r))
     if loss.shape[1]:

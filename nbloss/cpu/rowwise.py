@@ -223,7 +223,7 @@ def _scan(lines, weight, classes, ignore, piece):
                 some += weight[label]
         weight_sum, lost = two_sum(weight_sum, some)
         rest += lost
-    return float(bad), float(weight_sum + rest)
+    return float(bad), float(weight_sum if np.isinf(weight_sum) else weight_sum + rest)
 
 
 @inline
@@ -236,7 +236,7 @@ def _totals(found):
         bad += found[k]
         weight_sum, lost = two_sum(weight_sum, found[k + 1])
         rest += lost
-    return bad, weight_sum + rest
+    return bad, weight_sum if np.isinf(weight_sum) else weight_sum + rest
 
 
 def can_scan(labels: Array) -> bool:

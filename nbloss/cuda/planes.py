@@ -105,7 +105,7 @@ def planes(code, mass_code, form, dense, wide):
             r[k] = others(below[k], ties[k], m[k])
             label[k], gap[k], mass_sum[k] = -1, nothing, nothing
             if t != 0:
-                label[k] = load_label(t + i * t_outer + (first + k) * t_inner, t_code)
+                label[k] = load_label(t + i * t_outer + (first + k) * t_inner, t_code, ignore)
         if dense:
             for j in range(0, classes, depth):
                 fetch(v, address, x_class, j, classes)

@@ -135,7 +135,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         # No branch around a row: the threads of a warp stay together. A row that is left out has no classes.
         active, label, ignored = exists, np.int64(-1), False
         if exists and t != 0:
-            label = load_label(t + i * t_outer, t_code)
+            label = load_label(t + i * t_outer, t_code, ignore)
             ignored = label == ignore
             active = not ignored and label >= 0 and label < classes
         reach = classes if active else 0

@@ -42,7 +42,7 @@ class Row:
         lowest, highest, nothing, one, nan = (real(v) for v in (-math.inf, math.inf, 0, 1, math.nan))
         self.lowest, self.nothing, self.one, self.type = lowest, nothing, one, f.type
         self.add_gap = f.add_gap
-        exp, scaled_exp, log1p = f.exp, f.scaled_exp, f.log1p
+        exp, around, scaled_exp, log1p = f.exp, f.around, f.scaled_exp, f.log1p
         add_gap, row_loss, dense_gradient = f.add_gap, f.row_loss, f.dense_gradient
         rest_of_target, target_gradient = f.rest_of_target, f.target_gradient
         stored_mass, weight_size = STORED[mass_code], one.itemsize
@@ -81,7 +81,12 @@ class Row:
         @device_function
         def at_target(scale, x_t, m, r, kept, mass, uniform, weight_t):
             spread = uniform * weight_t if dense else nothing  # what smoothing leaves on the target
-            rest, own = rest_of_target(x_t, m, r), exp(x_t - m)
+            rest = rest_of_target(x_t, m, r)
+            if dense:  # the mass may be so little that p says it all
+                state = around(m)
+                own = scaled_exp(x_t, state) * state[3]
+            else:
+                own = exp(x_t - m)
             return scale * target_gradient(rest, own, one + r, kept + mass, kept + spread, mass - spread)
 
         @device_function
@@ -125,7 +130,7 @@ def picks(code, form):
         i, k = unit // inner, unit % inner
         if i >= outer:
             return
-        label = load_label(t + i * t_outer + k * t_inner, t_code)
+        label = load_label(t + i * t_outer + k * t_inner, t_code, ignore)
         active = label != ignore and label >= 0 and label < classes
         weight_t = load(weight + label * weight_size, one) if active and weight != 0 else one
         if form == LOSS_ONLY:

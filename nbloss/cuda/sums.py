@@ -19,7 +19,6 @@ from numba import cuda
 from nbloss.cuda.functions import add
 from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import (
-    HIGHEST,
     I4_CODE,
     I8_CODE,
     REAL,
@@ -34,7 +33,7 @@ from nbloss.cuda.intrinsics import (
     store_integer,
 )
 
-I32, I64, ONE_BIT = np.int32(0), np.int64(0), np.int64(1)
+I32, I64, ONE_BIT, BELOW_SIGN = np.int32(0), np.int64(0), np.int64(1), np.int64(2**63 - 1)
 WIDE, UNIT = np.float64(0), np.float64(1)
 GOOD, BAD = np.int32(0), np.int32(1)
 
@@ -143,7 +142,7 @@ def scan_labels(code, threads, warp, each):
             for c in range(each):
                 unit = begin + c * threads
                 if unit < outer * inner:
-                    label = load_label(t + unit // inner * t_outer + unit % inner * t_inner, t_code)
+                    label = load_label(t + unit // inner * t_outer + unit % inner * t_inner, t_code, ignore)
                     share, fault = counted(label, ignore, classes, weight)
                     value += share
                     bad |= fault
@@ -175,10 +174,10 @@ def convert(from_code, to_code):
                 elif from_code == U8_CODE:
                     # Read as int64: of those from 2^63 on, half, rounded to odd so that it is rounded once, twice.
                     number = load_integer(at, U8)
-                    half = ((number >> ONE_BIT) & HIGHEST) | (number & ONE_BIT)
+                    half = ((number >> ONE_BIT) & BELOW_SIGN) | (number & ONE_BIT)
                     value = real(number) if number >= 0 else real(2) * real(half)
                 else:
-                    value = real(load_label(at, from_code))
+                    value = real(load_label(at, from_code, I64))
             store(address + i * outer_step + j * inner_step, value, written)
 
     return kernel
