@@ -305,10 +305,8 @@ class TestRefusals:
         monkeypatch.setattr(device.memory(), "capability", lambda number: (7, 5))
         with pytest.raises(TypeError, match="logits must not be bfloat16 on a device below"):
             nbloss.cross_entropy(Foreign(x.astype(ml_dtypes.bfloat16)), Foreign(labels))
-        short = x.astype(ml_dtypes.bfloat16)
-        for host in ((short, labels), (x, short)):
-            with pytest.raises(TypeError, match="an array must not be bfloat16 on a device below"):
-                nbloss.cross_entropy(*host, backend="cuda")
+        with pytest.raises(TypeError, match="the input must not be bfloat16 on a device below"):
+            nbloss.cross_entropy(x.astype(ml_dtypes.bfloat16), labels, backend="cuda")
         with pytest.raises(TypeError, match="logits must be float16, bfloat16, float32 or float64, got int64"):
             nbloss.cross_entropy(Foreign(labels), Foreign(labels))
 
