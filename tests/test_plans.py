@@ -213,3 +213,12 @@ def test_plans_are_few(rng):
         x = np.zeros((n, 2), np.float32)
         assert nbloss.mse_loss(x, x) == 0
     assert 0 < len(dispatch._plans) <= dispatch._MOST_PLANS
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["cross_entropy", "mse_loss"])
+def test_gradients_beyond_their_dtype_are_infinite_and_warn_of_nothing(rng, name):
+    x, target, _ = arguments(rng, name, {}, "float32")
+    for _ in range(2):
+        gradient = getattr(nbloss, name).grad(x, target, 1e300)
+        assert np.isinf(gradient).all()
