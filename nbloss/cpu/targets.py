@@ -10,7 +10,6 @@ def _bound(formula, **primitives):
     return inline(formulas.bind(formula, **primitives))
 
 
-two_sum = _bound(formulas.two_sum)
 add_gap = _bound(formulas.add_gap, where=where, fma=fma)
 row_loss = _bound(formulas.row_loss)
 target_gradient = _bound(formulas.target_gradient, where=where)

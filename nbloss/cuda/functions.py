@@ -152,7 +152,12 @@ class Functions:
         return around, scaled_exp
 
 
-two_sum = device_function(formulas.two_sum)
+@device_function
+def two_sum(a, b):
+    """a + b as the rounded sum and what it rounds away (Knuth)."""
+    s = a + b
+    b_part = s - a
+    return s, (a - (s - b_part)) + (b - b_part)
 
 
 @device_function
