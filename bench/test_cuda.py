@@ -110,7 +110,7 @@ def test_shapes(case, work, quick, device_ceilings, report, monkeypatch):
             times.seconds.append(peers_cuda.seconds(run))
         runs[shape] = times
     monkeypatch.setattr(choices, "forced", None)
-    chosen = choices.row_shape(case.shape[1], code, False)
+    chosen = choices.row_shape(case.shape[1], code, False, (9, 0))
     ceiling = device_ceilings[work != VALUE]
     ranking = sorted(runs, key=lambda shape: runs[shape].best)
     lines = [

@@ -31,7 +31,7 @@ def ints(count):
     return types.UniTuple(I64, count)
 
 
-ROW_ARGUMENTS = [ints(7), ints(5), ints(5), ints(7), ints(6)]
+ROW_ARGUMENTS = [ints(7), ints(5), ints(5), ints(7), ints(5)]
 
 
 def variants(target):
@@ -45,8 +45,8 @@ def variants(target):
             mass = ", dense target" if dense else ""
             if dense and form == LOG_SOFTMAX:
                 continue
-            for shape in (*choices.ROWS, choices.UNTRIED[-1]):
-                if not shape.serves(code, dense):
+            for shape in choices.ROWS:
+                if not shape.serves(code, dense, target):
                     continue
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
@@ -81,10 +81,11 @@ def variants(target):
     few = (solve.SUM_THREADS, solve.WARP)
     f64 = types.float64
     for code in "fd":
-        total = (sums.total, (code, *few, solve.SUM_EACH))
-        yield "sum", code, total, [ints(3), ints(3), ints(4), f64, f64], (few[0], 0), solve.SUM_EACH
-        scan = (sums.scan_labels, (code, *few, solve.SUM_EACH))
-        yield "scan of labels", code, scan, [ints(5), ints(3), I64, ints(3), ints(4), f64], (few[0], 0), solve.SUM_EACH
+        total = (sums.total, (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS))
+        yield "sum", code, total, [ints(3), ints(3), ints(4), f64, f64], (few[0], 1), solve.SUM_EACH
+        scan = (sums.scan_labels, (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS))
+        arguments = [ints(5), ints(3), I64, ints(3), ints(3), ints(4), f64]
+        yield "scan of labels", code, scan, arguments, (few[0], 1), solve.SUM_EACH
         for source in ("d", *LABEL_CODE.values()):
             convert = (sums.convert, (source, code))
             yield f"convert {source}", code, convert, [ints(3), ints(3), I64, I64], (solve.POINT_THREADS, 0), 1
@@ -208,12 +209,14 @@ def instructions_a_value(code, form, even=True):
     What no thread but those at a maximum runs is counted too, about 4.
     """
     counts = {}
-    for values in (16, 32):
-        shape = choices.RowShape(256, 1, values, 1)
-        options = (code, code, form, False, *shape[:3], shape.parts, even, solve.WARP)
+    for words in (16, 32):
+        shape = choices.RowShape(256, 1, words, 1)
+        values = shape.held(code, False)
+        options = (code, code, form, False, *shape[:2], values, shape.parts, even, solve.WARP)
         ptx, _ = compiled(rows.rows, options, [*ROW_ARGUMENTS, *[TYPE[REAL[code]]] * 3], (9, 0))
         counts[values] = sum(1 for _ in instructions(ptx))
-    return (counts[32] - counts[16]) / 16
+    (few, least), (many, most) = sorted(counts.items())
+    return (most - least) / (many - few)
 
 
 def main():

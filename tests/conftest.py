@@ -82,7 +82,8 @@ def on_the_device():
                 ("POINT_THREADS", 4),
                 ("POINT_BLOCKS", 2),
                 ("SUM_THREADS", 4),
-                ("SUM_EACH", 8),
+                ("SUM_EACH", 4),
+                ("SUM_ROUNDS", 2),
             ):
                 patch.setattr(solve, name, threads)
         yield

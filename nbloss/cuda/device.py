@@ -122,9 +122,9 @@ class Home:
         """Let another stream wait for what this one has under way."""
         self._memory.order(self.number, self.stream, stream)
 
-    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
+    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1) -> None:
         """Start a kernel."""
-        self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments)
+        self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments, cluster)
 
     def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
         """A contiguous copy of another dtype."""

@@ -127,8 +127,10 @@ def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> Any:
     return handle
 
 
-def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
-    """Start a kernel.
+def launch(
+    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int
+) -> None:
+    """Start a kernel, of whose blocks so many run at the same time as a cluster.
 
     Numba compiles it, and cuda.core starts it with each number in its tuples as a parameter of eight bytes, as Numba's
     own launch would 20 to 40 µs later.
@@ -141,7 +143,11 @@ def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arg
             parameters.append(argument)
     with _on(number):
         handle = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
-        start(_stream(stream), LaunchConfig(grid=blocks, block=threads), handle, *parameters)
+        if cluster == 1:
+            shape = LaunchConfig(grid=blocks, block=threads)
+        else:
+            shape = LaunchConfig(grid=blocks // cluster, cluster=cluster, block=threads)
+        start(_stream(stream), shape, handle, *parameters)
 
 
 @cache

@@ -12,7 +12,6 @@ import ctypes
 import math
 import sys
 import threading
-import time
 
 import llvmlite.ir as ir
 import numpy as np
@@ -27,6 +26,8 @@ VECTOR_BYTES = 16
 STORED = {"f": np.float32(0), "d": np.float64(0), "H": np.uint16(0), "h": np.int16(0)}
 REAL = {"f": np.float32, "d": np.float64, "H": np.float32, "h": np.float32}  # what is computed with
 TYPE = {np.float32: types.float32, np.float64: types.float64}
+# What elements are held in as they lie in memory: a word of one element, or of two of 16 bits.
+WORD = {"f": types.float32, "d": types.float64, "H": types.int32, "h": types.int32}
 ALL_LANES = 0xFFFFFFFF
 
 
@@ -71,6 +72,54 @@ def unpack(values, at, stored):
     """What is left to do of `load_vector_if` once other loads are under way: 16 bits to float32."""
 
 
+def load_words_if(condition, address, words, at, stored):
+    """Sixteen bytes as they are into words[at], words[at + 1], …, or elements of -inf, without a branch."""
+    elements = words.view(stored.dtype)
+    per_word = words.itemsize // stored.itemsize
+    count = VECTOR_BYTES // stored.itemsize
+    if condition:
+        elements[at * per_word : at * per_word + count] = _memory(address, count, stored.dtype)
+    else:
+        elements[at * per_word : at * per_word + count] = encoded(
+            np.full(count, -math.inf, REAL[stored.dtype.char]), stored.dtype
+        )
+
+
+def store_words(address, words, at, stored):
+    """Write sixteen bytes from words[at], words[at + 1], … as they are."""
+    count = VECTOR_BYTES // words.itemsize
+    _memory(address, count, words.dtype)[:] = words[at : at + count]
+
+
+def value_of(words, k, zero, stored):
+    """Element k of words, as a float.
+
+    `zero` is 0 in a way that the compiler cannot know, another one in each pass over the words: or it would hold on to
+    what it has made of words of two elements, which is twice as many registers.
+    """
+    return decoded(words.view(stored.dtype)[k : k + 1])[0]
+
+
+def put_values(words, at, low, high, stored):
+    """Let words[at] be one element, `low`, or two of 16 bits."""
+    per_word = words.itemsize // stored.itemsize
+    values = np.array([low, high][:per_word], REAL[stored.dtype.char])
+    words.view(stored.dtype)[at * per_word : (at + 1) * per_word] = encoded(values, stored.dtype)
+
+
+def larger_pairs(a, b):
+    """The larger of each of two bfloat16 in a word, and not NaN if one of them is not."""
+    pairs = [decoded(np.array([word], np.int32).view(np.int16)) for word in (a, b)]
+    return encoded(np.fmax(*pairs), np.dtype(np.int16)).view(np.int32)[0]
+
+
+def from_second_half(low, high, odd):
+    """The upper half of a word and the lower one of the next, or the word itself if not `odd`."""
+    if not odd:
+        return low
+    return np.array([low, high], np.int32).view(np.int16)[1:3].view(np.int32)[0]
+
+
 def store_vector(address, values, at, stored):
     """Write sixteen bytes of elements."""
     _write(address, values[at : at + VECTOR_BYTES // stored.itemsize], stored)
@@ -97,14 +146,15 @@ def shuffle_xor(value, distance):
     return other
 
 
-def from_neighbour(values, at, count, to, distance):
-    """count values from values[at] on, of the thread of the same warp so many further, into `to`."""
+def from_thread(value, source):
+    """`value` of the thread of the same warp with this number; all threads take part."""
     thread = threading.current_thread()
     board = thread._manager.__dict__.setdefault("board", {})
-    board[thread.thread_id] = values[at : at + count].copy()
+    board[thread.thread_id] = value
     thread.syncthreads()
-    to[:count] = board.get(thread.thread_id + distance, math.nan)
+    other = board[source]
     thread.syncthreads()
+    return other
 
 
 def power_of_two(shifted):
@@ -117,28 +167,27 @@ def fma(a, b, c):
     return np.float32(np.float64(a) * np.float64(b) + np.float64(c))
 
 
-def take_number(address):
-    """The number at an address, which is one more for the next who takes it."""
-    with TAKING:
-        number = load_integer(address, np.int64(0))
-        store_integer(address, number + 1)
-    return number
+def begin_cluster():
+    """Tell the other blocks of the cluster that this one has begun; `tell_cluster` waits until all have."""
 
 
-def publish(address):
-    """Set a flag; who sees it sees all that this thread has written before."""
-    store_integer(address, 1)
+def tell_cluster(slots, part, m, below, ties):
+    """Put three numbers into slots[part] of every block of the cluster, one block for each of the slots."""
+    thread = threading.current_thread()
+    if cuda.threadIdx.x == 0:
+        parts = len(slots)
+        board = BOARDS.setdefault(cuda.blockIdx.x // parts, {})
+        with POSTED:
+            board[part] = m, below, ties
+            POSTED.notify_all()
+            POSTED.wait_for(lambda: len(board) == parts)
+        slots[:] = [board[k] for k in range(parts)]
+        if part == cuda.blockIdx.x % parts == parts - 1:
+            BOARDS.pop(cuda.blockIdx.x // parts, None)
+    thread.syncthreads()
 
 
-def is_published(address):
-    """Whether a flag is set."""
-    if load_integer(address, np.int64(0)) != 0:
-        return True
-    time.sleep(1e-4)
-    return False
-
-
-TAKING = threading.Lock()
+POSTED, BOARDS = threading.Condition(), {}
 
 
 def _shared_array(shared, shape, dtype):
@@ -158,7 +207,8 @@ if SIMULATED:
 
 
 def sync_warp():
-    """Let the threads of a warp see what each other has read and written; simulated ones take turns anyway."""
+    """Let the threads of a warp see what each other has read and written."""
+    threading.current_thread().syncthreads()
 
 
 # --- what a device runs instead -------------------------------------------------------------------------------
@@ -235,9 +285,8 @@ def _emit_load_vector(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _emit_load_vector_if(context, builder, signature, args):
-    condition, address, values, at, _ = args
-    dtype = signature.args[4]
+def _load_if(builder, condition, address, dtype):
+    """Sixteen bytes, as two float64 or four words of 32 bits."""
     wide = dtype.bitwidth == 64
     element, letter, count = (FLOAT[8], "d", 2) if wide else (I32, "r", 4)
     ptx_type = "f64" if wide else "b32"
@@ -254,11 +303,71 @@ def _emit_load_vector_if(context, builder, signature, args):
     kind = ir.FunctionType(results, [I32, I64, element])
     wanted = builder.zext(condition, I32)
     loaded = builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), [wanted, address, fill])
+    return [builder.extract_value(loaded, k) for k in range(count)]
+
+
+def _emit_load_vector_if(context, builder, signature, args):
+    condition, address, values, at, _ = args
+    dtype = signature.args[4]
     apart = 2 if dtype.bitwidth == 16 else 1  # a word of two elements lies in the place of the first
-    for k in range(count):
-        value = builder.extract_value(loaded, k)
-        value = value if wide else builder.bitcast(value, FLOAT[4])
+    for k, value in enumerate(_load_if(builder, condition, address, dtype)):
+        value = value if dtype.bitwidth == 64 else builder.bitcast(value, FLOAT[4])
         builder.store(value, _slot(context, builder, signature.args[2], values, at, k * apart))
+    return context.get_dummy_value()
+
+
+def _emit_load_words_if(context, builder, signature, args):
+    condition, address, words, at, _ = args
+    for k, value in enumerate(_load_if(builder, condition, address, signature.args[4])):
+        if signature.args[2].dtype == types.float32:
+            value = builder.bitcast(value, FLOAT[4])
+        builder.store(value, _slot(context, builder, signature.args[2], words, at, k))
+    return context.get_dummy_value()
+
+
+def _emit_store_words(context, builder, signature, args):
+    address, words, at, _ = args
+    count = VECTOR_BYTES * 8 // signature.args[1].dtype.bitwidth
+    parts = [builder.load(_slot(context, builder, signature.args[1], words, at, k)) for k in range(count)]
+    vector = ir.Constant(ir.VectorType(parts[0].type, count), ir.Undefined)
+    for k, part in enumerate(parts):
+        vector = builder.insert_element(vector, part, I32(k))
+    builder.store(vector, _global(builder, address, vector.type), align=VECTOR_BYTES)
+    return context.get_dummy_value()
+
+
+def _emit_value_of(context, builder, signature, args):
+    words, k, zero, _ = args
+    dtype = signature.args[3]
+    if dtype.bitwidth != 16:
+        return builder.load(_slot(context, builder, signature.args[0], words, k, 0))
+    word = builder.load(_slot(context, builder, signature.args[0], words, builder.lshr(k, I64(1)), 0))
+    word = builder.add(word, zero)
+    second = builder.trunc(k, ir.IntType(1))
+    if dtype == types.uint16:
+        halves = _two_of_word(builder, dtype, word)
+    else:  # one instruction each
+        halves = [builder.shl(word, I32(16)), builder.and_(word, I32(0xFFFF0000))]
+        halves = [builder.bitcast(half, FLOAT[4]) for half in halves]
+    return builder.select(second, halves[1], halves[0])
+
+
+def _emit_put_values(context, builder, signature, args):
+    words, at, low, high, _ = args
+    dtype = signature.args[4]
+    word = low if dtype.bitwidth != 16 else _two_to_word(builder, dtype, low, high)
+    builder.store(word, _slot(context, builder, signature.args[0], words, at, 0))
+    return context.get_dummy_value()
+
+
+def _emit_share_with(context, builder, signature, args):
+    slots, at, value, block = args
+    place = builder.ptrtoint(_slot(context, builder, signature.args[0], slots, at, 0), I64)
+    kind, letter = ("f64", "d") if signature.args[2] == types.float64 else ("f32", "f")
+    text = f"{{ .reg .u64 a; mapa.u64 a, $0, $1; st.{kind} [a], $2; }}"
+    function = ir.FunctionType(ir.VoidType(), [I64, I32, value.type])
+    assembly = ir.InlineAsm(function, text, f"l,r,{letter},~{{memory}}", side_effect=True)
+    builder.call(assembly, [place, builder.trunc(block, I32), value])
     return context.get_dummy_value()
 
 
@@ -285,13 +394,25 @@ def _instruction(name):
     return emit
 
 
-def _assembly(text, constraints, result):
+def _cluster_barrier(text):
     def emit(context, builder, signature, args):
-        function = ir.InlineAsm(ir.FunctionType(result, [I64]), text, constraints + ",~{memory}", side_effect=True)
-        value = builder.call(function, args)
-        return context.get_dummy_value() if result == ir.VoidType() else value
+        function = ir.FunctionType(ir.VoidType(), [])
+        builder.call(ir.InlineAsm(function, text, "~{memory}", side_effect=True), [])
+        return context.get_dummy_value()
 
     return emit
+
+
+def _emit_larger_pairs(context, builder, signature, args):
+    kind = ir.FunctionType(I32, [I32] * 2)
+    return builder.call(ir.InlineAsm(kind, "max.bf16x2 $0, $1, $2;", "=r,r,r"), args)
+
+
+def _emit_from_second_half(context, builder, signature, args):
+    low, high, odd = args
+    shift = builder.shl(builder.zext(odd, I32), I32(4))
+    kind = ir.FunctionType(I32, [I32] * 3)
+    return builder.call(ir.InlineAsm(kind, "shf.r.wrap.b32 $0, $1, $2, $3;", "=r,r,r,r"), [low, high, shift])
 
 
 def _emit_store_vector(context, builder, signature, args):
@@ -350,17 +471,44 @@ if not SIMULATED:
         return types.float32(types.float32), _emit_power_of_two
 
     @intrinsic
-    def take_number(typingctx, address):
-        return types.int64(types.int64), _assembly("atom.global.add.u64 $0, [$1], 1;", "=l,l", I64)
+    def load_words_if(typingctx, condition, address, words, at, stored):
+        return types.void(types.boolean, types.int64, words, types.int64, stored), _emit_load_words_if
 
     @intrinsic
-    def publish(typingctx, address):
-        void = ir.VoidType()
-        return types.void(types.int64), _assembly("st.release.gpu.global.u64 [$0], 1;", "l", void)
+    def store_words(typingctx, address, words, at, stored):
+        return types.void(types.int64, words, types.int64, stored), _emit_store_words
 
     @intrinsic
-    def load_acquire(typingctx, address):
-        return types.int64(types.int64), _assembly("ld.acquire.gpu.global.u64 $0, [$1];", "=l,l", I64)
+    def value_of(typingctx, words, k, zero, stored):
+        return _real(stored)(words, types.int64, types.int32, stored), _emit_value_of
+
+    @intrinsic
+    def put_values(typingctx, words, at, low, high, stored):
+        return types.void(words, types.int64, _real(stored), _real(stored), stored), _emit_put_values
+
+    @intrinsic
+    def larger_pairs(typingctx, a, b):
+        return types.int32(types.int32, types.int32), _emit_larger_pairs
+
+    @intrinsic
+    def from_second_half(typingctx, low, high, odd):
+        return types.int32(types.int32, types.int32, types.boolean), _emit_from_second_half
+
+    @intrinsic
+    def share_with(typingctx, slots, at, value, block):
+        return types.void(slots, types.int64, slots.dtype, types.int64), _emit_share_with
+
+    @intrinsic
+    def begin_cluster(typingctx):
+        return types.void(), _cluster_barrier("barrier.cluster.arrive.relaxed.aligned;")
+
+    @intrinsic
+    def arrive_in_cluster(typingctx):
+        return types.void(), _cluster_barrier("barrier.cluster.arrive.release.aligned;")
+
+    @intrinsic
+    def wait_for_cluster(typingctx):
+        return types.void(), _cluster_barrier("barrier.cluster.wait.acquire.aligned;")
 
     @intrinsic
     def exp2(typingctx, x):
@@ -394,16 +542,19 @@ if not SIMULATED:
         cuda.syncwarp()
 
     @cuda.jit(device=True)
-    def is_published(address):
-        return load_acquire(address) != 0
+    def from_thread(value, source):
+        return cuda.shfl_sync(ALL_LANES, value, source)
 
     @cuda.jit(device=True)
-    def from_neighbour(values, at, count, to, distance):
-        for k in range(count):
-            if distance > 0:
-                to[k] = cuda.shfl_down_sync(ALL_LANES, values[at + k], distance)
-            else:
-                to[k] = cuda.shfl_up_sync(ALL_LANES, values[at + k], -distance)
+    def tell_cluster(slots, part, m, below, ties):
+        wait_for_cluster()  # until all blocks have begun: before, they have no shared memory
+        block = np.int64(cuda.threadIdx.x)
+        if block < slots.shape[0]:
+            share_with(slots, part * 3, m, block)
+            share_with(slots, part * 3 + 1, below, block)
+            share_with(slots, part * 3 + 2, ties, block)
+        arrive_in_cluster()
+        wait_for_cluster()
 
     @cuda.jit(device=True)
     def shuffle_xor(value, distance):

@@ -51,7 +51,7 @@ def planes(code, mass_code, form, dense, wide):
         t, t_outer, t_inner, t_code, ignore = target
         q, q_outer, q_class, q_inner, weight = mass
         out, out_outer, out_class, out_inner, loss, loss_outer, loss_inner = result
-        grad_output, grad_output_outer, grad_output_inner, factor, faults, _ = upstream
+        grad_output, grad_output_outer, grad_output_inner, factor, faults = upstream
         if faults != 0 and load_integer(faults, ZERO) != 0:
             return
         number = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numba import cuda
-from numba.cuda import types
 
 from nbloss.cuda.functions import Functions, add
 from nbloss.cuda.groups import reduction
@@ -10,29 +9,30 @@ from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
     VECTOR_BYTES,
+    WORD,
+    begin_cluster,
     device_function,
-    is_published,
+    larger_pairs,
     load,
     load_integer,
     load_label,
-    publish,
+    put_values,
     store,
     sync_warp,
-    take_number,
+    tell_cluster,
+    value_of,
 )
 from nbloss.cuda.rowwise import NAN, ZERO, Row
-from nbloss.cuda.vectors import row_access
+from nbloss.cuda.vectors import KNOWN, row_access
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
-
-RECORD = 32  # bytes in which a part of a row tells the others its (m, below, ties), each in eight, and that it has
 
 
 def rows(code, mass_code, form, dense, threads, height, values, parts, even, warp):
     """The kernel for classes side by side: `threads` threads a row, `values` a thread, `height` rows a block.
 
-    A row lies in the registers of `parts` blocks, which tell each other its maximum and sum; of one block that goes
-    over it span by span for parts = 0. `dense` says whether targets may have mass on every class, `even` whether all
-    rows begin and end on sixteen bytes.
+    A row lies in the registers of `parts` blocks, a cluster, which tell each other its maximum and sum; of one block
+    that goes over it span by span for parts = 0. `dense` says whether targets may have mass on every class, `even`
+    whether all rows begin and end on sixteen bytes.
     """
     stored, real = STORED[code], REAL[code]
     f, row = Functions(code), Row(code, mass_code, form, dense)
@@ -43,75 +43,65 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     log1p = f.log1p
     size = stored.itemsize
     lanes = VECTOR_BYTES // size
-    vectors, apart, span = values // lanes, threads * lanes, threads * values
+    width, pair = min(threads, warp), 2 if size == 2 else 1
+    vectors, apart, span = values // lanes, width * lanes, threads * values
     whole, pieces, bits = parts > 0, max(parts, 1), threads.bit_length() - 1
-    keeps = whole and not dense and form != LOG_SOFTMAX  # exponentials in place of logits
-    fetch, put = row_access(code, threads, values, even, lowest, warp)
+    # Exponentials in place of logits, where they take more than the three instructions of 16 bits.
+    keeps = whole and not dense and form != LOG_SOFTMAX and pair == 1
+    fetch, put, words = row_access(code, threads, values, even, lowest, warp)
+    word = WORD[code]
     largest = reduction(larger, real, threads, warp)
     totals = reduction(add, real, threads, warp, 2)
     masses = reduction(add, real, threads, warp, 2)
     largest_part = reduction(larger, real, warp, warp)
     total_parts = reduction(add, real, warp, warp, 2)
 
-    @device_function
+    @cuda.jit(device=True)
     def maximum_of(v):
         top = lowest
-        for k in range(values):
-            top = larger(v[k], top)
+        if code == "h":
+            pairs = cuda.local.array(1, word)
+            pairs[0] = v[0]
+            for w in range(1, values // pair):
+                pairs[0] = larger_pairs(v[w], pairs[0])
+            for k in range(pair):
+                top = larger(value_of(pairs, k, KNOWN, stored), top)
+        else:
+            for k in range(values):
+                top = larger(value_of(v, k, cuda.blockIdx.y, stored), top)
         return top
 
     @device_function
     def sums_of(v, state, tied):
         """The sum of exp(x - m) over values below m, and the number of those at it: none if not `tied`."""
         below, ties = nothing, nothing
-        for k in range(values):
-            e = scaled_exp(v[k], state)
-            if keeps:
-                v[k] = e
+        if whole:
+            for k in range(values):
+                e = scaled_exp(value_of(v, k, KNOWN, stored), state)
+                if keeps:
+                    v[k] = e
                 below += e
-            elif e == state[2]:
-                ties += one
-            else:
-                below += e
-        if keeps and tied:  # few threads hold a maximum
+        if tied or not whole:  # few threads hold the maximum of a whole row
             below = nothing
             for k in range(values):
-                if v[k] == state[2]:
+                e = value_of(v, k, cuda.blockIdx.z, stored)
+                if not keeps:
+                    e = scaled_exp(e, state)
+                if e == state[2]:
                     ties += one
                 else:
-                    below += v[k]
+                    below += e
         return below * state[3], ties
 
     @cuda.jit(device=True)
-    def block_number(exchange):
-        """In the order in which blocks begin, so that a row's parts run at the same time."""
-        if pieces == 1:
-            return np.int64(cuda.blockIdx.x)
-        slot = cuda.shared.array(1, types.int64)
-        if cuda.threadIdx.x == 0:
-            slot[0] = take_number(exchange)
-        cuda.syncthreads()
-        return slot[0]
-
-    @cuda.jit(device=True)
-    def of_all_parts(m, below, ties, exchange, number):
+    def of_all_parts(m, below, ties, part):
         """(m, below, ties) of the row from those of its parts, the same in each."""
-        records = exchange + RECORD
-        mine = records + number * RECORD
-        if cuda.threadIdx.x == 0:
-            store(mine, m, one)
-            store(mine + 8, below, one)
-            store(mine + 16, ties, one)
-            publish(mine + 24)
+        slots = cuda.shared.array((pieces, 3), dtype)
+        tell_cluster(slots, part, m, below, ties)
         lane = cuda.threadIdx.x & (warp - 1)
-        theirs = records + (number // pieces * pieces + lane) * RECORD
-        if cuda.threadIdx.x < pieces:
-            while not is_published(theirs + 24):
-                pass
-        cuda.syncthreads()
         m, below, ties = lowest, nothing, nothing
         if lane < pieces:
-            m, below, ties = load(theirs, one), load(theirs + 8, one), load(theirs + 16, one)
+            m, below, ties = slots[lane, 0], slots[lane, 1], slots[lane, 2]
         top = largest_part(m)
         if m < top:
             state = around(top)
@@ -120,17 +110,34 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         below, ties = total_parts(below, ties)
         return top, below, ties
 
+    @device_function
+    def result_of(
+        v, k, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a, q, q_class, weight, share, uniform
+    ):
+        """What is written for element k of a thread, if it is not the target."""
+        if keeps:
+            return v[k] * unit * slope  # slope * unit may be subnormal
+        j = start + k // lanes * apart + k % lanes
+        if dense and j >= reach:
+            return nothing
+        x = value_of(v, k, zero, stored)
+        return entry(x, j, m, r, log_norm, state, slope, scale, a, q, q_class, weight, share, uniform)
+
     def kernel(logits, target, mass, result, upstream, share, uniform, scale):
         x, x_outer, _, _, outer, classes, _ = logits
         t, t_outer, _, t_code, ignore = target
         q, q_outer, q_class, _, weight = mass
         out, out_outer, _, _, loss, loss_outer, _ = result
-        grad_output, grad_output_outer, _, factor, faults, exchange = upstream
+        grad_output, grad_output_outer, _, factor, faults = upstream
         if faults != 0 and load_integer(faults, ZERO) != 0:
             return
-        number = block_number(exchange)
+        if pieces > 1:
+            begin_cluster()
+        number, part = np.int64(cuda.blockIdx.x), np.int64(0)
+        if pieces > 1:
+            number, part = number // pieces, number % pieces
         thread = cuda.threadIdx.x & (threads - 1)
-        i = number // pieces * height + (cuda.threadIdx.x >> bits)
+        i = number * height + (cuda.threadIdx.x >> bits)
         exists = i < outer
         # No branch around a row: the threads of a warp stay together. A row that is left out has no classes.
         active, label, ignored = exists, np.int64(-1), False
@@ -140,11 +147,11 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
             active = not ignored and label >= 0 and label < classes
         reach = classes if active else 0
         address = x + i * x_outer
-        begin = number % pieces * span + thread * lanes
+        begin = part * span + (thread // width) * (width * values) + thread % width * lanes
         spans = 1 if whole else (classes + span - 1) // span
         # below: the sum of exp(x - m) over classes below m, ties: the number of those at it. The threads of a row that
         # lies in registers find m first; those of another go by their own until the end.
-        v = cuda.local.array(values, dtype)
+        v = cuda.local.array(words, word)
         m, below, ties = lowest, nothing, nothing
         if whole:
             fetch(v, address, begin, reach)
@@ -185,7 +192,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         below, ties = totals(below, ties)
         if pieces > 1:
             of_part = m
-            m, below, ties = of_all_parts(m, below, ties, exchange, number)
+            m, below, ties = of_all_parts(m, below, ties, part)
             state = around(m if m > lowest else nothing)
             unit *= scaled_exp(of_part, state) * state[3]
         r = others(below, ties, m)
@@ -201,7 +208,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                     j = start + k // lanes * apart + k % lanes
                     if j < reach:
                         mass_j = mass_at(j, q_row, q_class, weight, share, uniform)
-                        gap = add_gap(gap, mass_j, m, v[k])
+                        gap = add_gap(gap, mass_j, m, value_of(v, k, cuda.blockIdx.y, stored))
                         mass_sum += mass_j
             gap, mass_sum = masses(gap, mass_sum)
 
@@ -222,7 +229,13 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
             log_norm = log1p(r)
             y_t = at_target(scale, x_t, m, r, kept, mass_sum, uniform, weight_t) if active else nothing
             out_row = out + i * out_outer
+            zero = cuda.blockIdx.y if r > nothing else cuda.blockIdx.z  # not known before the threads have met
             room = classes if exists else 0
+            spot, at = ZERO, label - begin
+            if active and at >= 0 and (at < span or not whole):
+                at &= span - 1
+                if at & (apart - 1) < lanes and at < vectors * apart:
+                    spot = out_row + label * size  # the target's place, for the thread that holds it
             if threads <= warp:
                 sync_warp()  # in place, every thread has read x_t before one writes it; larger groups have met already
             for back in range(spans):
@@ -231,25 +244,27 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                 start = begin + s * span
                 if back > 0:
                     fetch(v, address, start, reach)
-                if keeps:
-                    for k in range(values):
-                        v[k] = v[k] * unit * slope  # slope * unit may be subnormal
-                else:
-                    for k in range(values):
-                        j = start + k // lanes * apart + k % lanes
-                        if not dense or j < reach:
-                            v[k] = entry(
-                                v[k], j, m, r, log_norm, state, slope, scale, a, q_row if dense else q, q_class, weight,
-                                share, uniform,
+                for u in range(vectors):
+                    for c in range(lanes // pair):
+                        k = u * lanes + c * pair
+                        low = result_of(
+                            v, k, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a,
+                            q_row if dense else q, q_class, weight, share, uniform,
+                        )  # fmt: skip
+                        high = low
+                        if pair == 2:
+                            high = result_of(
+                                v, k + 1, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a,
+                                q_row if dense else q, q_class, weight, share, uniform,
                             )  # fmt: skip
-                        else:
-                            v[k] = nothing
-                if form != LOG_SOFTMAX:
-                    for u in range(vectors):
-                        at = label - (start + u * apart)
-                        if at >= 0 and at < lanes:  # one thread
-                            for k in range(lanes):
-                                v[u * lanes + k] = y_t if at == k else v[u * lanes + k]
-                put(v, out_row, start, room)
+                        put_values(v, k // pair, low, high, stored)
+                    if even:
+                        put(v, u, out_row, start, room)
+                if not even:
+                    put(v, out_row, start, room)
+            if not even:
+                sync_warp()  # the target's place may be one that another thread of the warp has written
+            if spot != 0:
+                store(spot, y_t, stored)
 
     return kernel

@@ -13,7 +13,7 @@ What these kernels are given, besides a few numbers, is five tuples of integers:
     mass      address of class probabilities, 0 for none; bytes along (outer, classes, inner); address of class weights
     result    address of the gradient; bytes along (outer, classes, inner); address of losses; along (outer, inner)
     upstream  address of grad_output; bytes along (outer, inner); address of one more factor; address of a count of
-              faults, on which nothing is written; address where the parts of rows tell each other what they found
+              faults, on which nothing is written
 """
 
 import math
@@ -123,7 +123,7 @@ def picks(code, form):
         t, t_outer, t_inner, t_code, ignore = target
         _, _, _, _, weight = mass
         out, out_outer, out_class, out_inner, loss, loss_outer, loss_inner = result
-        grad_output, grad_output_outer, grad_output_inner, factor, faults, _ = upstream
+        grad_output, grad_output_outer, grad_output_inner, factor, faults = upstream
         if faults != 0 and load_integer(faults, ZERO) != 0:
             return
         unit = np.int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x

@@ -52,7 +52,9 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
     ctypes.memset(address, 0, size)
 
 
-def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
+def launch(
+    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int
+) -> None:
     kernel[blocks, threads](*arguments)
 
 

@@ -22,6 +22,7 @@ from nbloss.cuda import sums as sum_kernels
 from nbloss.cuda.arrays import DeviceView
 from nbloss.cuda.device import Home
 from nbloss.cuda.intrinsics import LABEL_CODE, SIMULATED, VECTOR_BYTES
+from nbloss.cuda.sums import BY_WEIGHTS
 from nbloss.problem import FLOAT64, LOSS_ONLY, WANT_VALUE, Array, Pointwise, Rowwise, compute_dtype, divided
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
@@ -31,7 +32,9 @@ PLANE_THREADS = 128
 # A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
 # rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
 POINT_THREADS, POINT_CHUNKS, POINT_BLOCKS = 256, 16, 2048
-SUM_THREADS, SUM_EACH = 1024, 16  # threads a block and elements a thread of sums over rows and blocks
+# Sums over rows and blocks: threads a block, elements that a thread reads at once, and how often. One block does 65,536,
+# which takes it 3 to 5 µs; a second launch would take as long.
+SUM_THREADS, SUM_EACH, SUM_ROUNDS = 1024, 8, 8
 
 # Scratch of a call: a count of faults (int64), the divisor of a mean (float64), the factor of its gradient.
 FAULTS, DIVISOR, FACTOR, SCRATCH = 0, 8, 16, 24
@@ -141,7 +144,7 @@ def _total(
     divisor: float,
 ) -> None:
     """Add values of `dtype`, or the sums of blocks, as nbloss.cuda.sums says."""
-    kernel = _compiled(sum_kernels.total, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
+    kernel = _summing(sum_kernels.total, dtype)
     blocks, partials = 0, []  # none is freed before the kernel that reads it is started
     while blocks != 1:
         blocks = _blocks_of_sum(values[1])
@@ -150,13 +153,17 @@ def _total(
         values = (_address(partial), blocks, 1)
 
 
+def _summing(factory: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
+    return _compiled(factory, _code(dtype), SUM_THREADS, WARP, SUM_EACH, SUM_ROUNDS, bounds=(SUM_THREADS, 1))
+
+
 def _blocks_of_sum(count: int) -> int:
-    return max(-(-count // (SUM_THREADS * SUM_EACH)), 1)
+    return max(-(-count // (SUM_THREADS * SUM_EACH * SUM_ROUNDS)), 1)
 
 
 def _partial(home: Home, blocks: int) -> View:
     """Room for the sums of several blocks, and for what they know of faults."""
-    return home.empty((2 * blocks,), FLOAT64) if blocks > 1 else None
+    return home.empty((3 * blocks,), FLOAT64) if blocks > 1 else None
 
 
 def _faults(home: Home, at: int) -> bool:
@@ -279,24 +286,31 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     scratch = None
     if labels is not None and rows and (mean or problem.check):
         scratch = home.empty((SCRATCH,), BYTES)
-        _scan(problem, scratch, scale, dtype, classes)
     at = _address(scratch)
+    ahead = scratch is not None and out is not None  # the gradient's factor, and that no label is a fault
+    if ahead:
+        _scan(problem, None, dtype, (at + FAULTS, at + DIVISOR, 0, at + FACTOR), scale)
     by_labels = mean and scratch is not None
     loss = home.empty(problem.shape, dtype) if value else None
     if x.size:
-        faults = at + FAULTS if scratch is not None and problem.check else 0
-        factor_at, scale = (at + FACTOR, 1.0) if by_labels else (0, scale)
+        faults = at + FAULTS if ahead and problem.check else 0
+        factor_at, scale = (at + FACTOR, 1.0) if ahead and by_labels else (0, scale)
         _run_rowwise(problem, form, out, loss, factor, factor_at, faults, dtype.type(scale))
     elif loss is not None:
         labels_here = None if labels is None else home.download(labels)
         loss = home.upload(problems.without_classes(problem, labels_here, dtype))
     if loss is not None and problem.reduction != "none":
-        if by_labels:
+        if scratch is not None and not ahead:
+            losses, loss = loss, home.empty((), dtype)
+            _scan(problem, losses, dtype, (at + FAULTS, 0, int(BY_WEIGHTS) if mean else 0, loss.address), 0.0)
+        elif by_labels:
             loss = _mean_of(home, loss, at + DIVISOR, 1.0, dtype)
         elif mean and not rows:
             loss = _constant(home, math.nan, dtype)
         else:
             loss = _mean_of(home, loss, 0, count, dtype)
+    elif scratch is not None and not ahead:
+        _scan(problem, None, dtype, (at + FAULTS, at + DIVISOR, 0, at + FACTOR), 0.0)
     if scratch is not None and problem.check and _faults(home, at + FAULTS):
         assert labels is not None
         problems.refuse_labels(home.download(labels), classes, problem.ignore_index)
@@ -307,24 +321,26 @@ def _label_code(labels: View) -> int:
     return LABEL_CODE[labels.dtype]
 
 
-def _scan(problem: Rowwise, scratch: View, scale: float, dtype: np.dtype[Any], classes: int) -> None:
-    """Read all labels ahead: faults, the divisor of the mean, and the factor of its gradient."""
+def _scan(
+    problem: Rowwise, losses: View, dtype: np.dtype[Any], ending: tuple[int, int, int, int], numerator: float
+) -> None:
+    """Read all labels: faults, the divisor of a mean, and the sum of losses, if given, as nbloss.cuda.sums says."""
     labels: View = problem.labels
-    home, at = labels.home, scratch.address
-    kernel = _compiled(sum_kernels.scan_labels, _code(dtype), SUM_THREADS, WARP, SUM_EACH)
-    pieces: list[View] = [p[0] for p in layout.pointwise_pieces([labels])]
-    blocks = sum(_blocks_of_sum(p.size) for p in pieces)
+    home, classes = labels.home, problem.x.shape[problem.axis]
+    kernel = _summing(sum_kernels.scan_labels, dtype)
+    pieces: Any = list(layout.pointwise_pieces([labels] if losses is None else [labels, losses]))
+    blocks = sum(_blocks_of_sum(piece[0].size) for piece in pieces)
     partial = _partial(home, blocks)
-    ending = (at + FAULTS, at + DIVISOR, 0, at + FACTOR)
     weight, done = _address(problem.weight), 0
-    for piece in pieces:
+    for piece, *given in pieces:
         target = (piece.address, *piece.strides, _label_code(labels), problem.ignore_index)
         n = _blocks_of_sum(piece.size)
         extent, sums = (*piece.shape, classes), (_address(partial), done, blocks)
-        home.launch(kernel, n, SUM_THREADS, target, extent, weight, sums, ending, scale)
+        losses_of = (given[0].address, *given[0].strides) if given else (0, 0, 0)
+        home.launch(kernel, n, SUM_THREADS, target, extent, weight, losses_of, sums, ending, numerator)
         done += n
     if blocks > 1:
-        _total(home, (_address(partial), blocks, 1), dtype, ending, scale, 1.0)
+        _total(home, (_address(partial), blocks, 1), dtype, ending, numerator, 1.0)
 
 
 def _run_rowwise(
@@ -365,33 +381,30 @@ def _run_rowwise(
         ):
             arrays = dict(zip(per_class, spread)) | dict(zip(per_row, rows))
             outer, _, inner = arrays["x"].shape
-            exchange: View = None
+            cluster = 1
             numbers = (scale,) if problem.normalized else (share, uniform, scale)
             if problem.normalized:
                 kernel = _compiled(rowwise_kernels.picks, code, stage)
                 blocks, threads = -(-outer * inner // PLANE_THREADS), PLANE_THREADS
             elif along:
-                shape = choices.row_shape(classes, code, dense)
+                shape = choices.row_shape(classes, code, dense, home.capability)
                 threads, height, _, parts = shape
                 held = shape.held(code, dense)
                 even = _even(arrays)
                 options = (code, mass_code, stage, dense, threads, height, held, parts, even, WARP)
                 kernel = _compiled(row_kernels.rows, *options, bounds=shape.bounds(code, dense, even, home.capability))
-                blocks, threads = -(-outer // height) * max(parts, 1), threads * height
-                if parts > 1:
-                    exchange = home.zeros(row_kernels.RECORD * (1 + blocks))
+                cluster = max(parts, 1)
+                blocks, threads = -(-outer // height) * cluster, threads * height
             else:
                 wide = _wide(arrays)
                 kernel = _compiled(plane_kernels.planes, code, mass_code, stage, dense, wide)
                 lanes = VECTOR_BYTES // x.dtype.itemsize if wide else 1
                 blocks, threads = -(-outer * inner // (lanes * PLANE_THREADS)), PLANE_THREADS
-            arguments = _arguments(problem, arrays, factor_at, faults, exchange)
-            home.launch(kernel, blocks, threads, *arguments, *numbers)
+            arguments = _arguments(problem, arrays, factor_at, faults)
+            home.launch(kernel, blocks, threads, *arguments, *numbers, cluster=cluster)
 
 
-def _arguments(
-    problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults: int, exchange: View
-) -> tuple[tuple[int, ...], ...]:
+def _arguments(problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults: int) -> tuple[tuple[int, ...], ...]:
     """The five tuples that row-wise kernels take: see nbloss.cuda.rowwise."""
     x = arrays["x"]
 
@@ -404,7 +417,7 @@ def _arguments(
         (*place("target", 2), code, problem.ignore_index),
         (*place("mass", 3), _address(problem.weight)),
         (*place("out", 3), *place("loss", 2)),
-        (*place("grad_output", 2), factor_at, faults, _address(exchange)),
+        (*place("grad_output", 2), factor_at, faults),
     )
 
 

@@ -1,16 +1,16 @@
 """Sums over rows and blocks in float64, in an order that the shape alone decides; labels checked; dtypes converted.
 
-`total` and `scan_labels` add `each` numbers a thread. Of several blocks each writes its own sum, for `total` to add
-again; a single one ends the sum. Either way it tells whether there is a fault among the labels that it has read. Where
-they write are two tuples of integers:
+`total` and `scan_labels` add numbers side by side, `each` at a time a thread and `rounds` times that a block. Of several
+blocks each writes its own sums, for `total` to add again; a single one ends them. Either way it tells whether there is
+a fault among the labels that it has read. Where they write are two tuples of integers:
 
-    sums      address of the sums of blocks, and after them of whether each has seen a fault; number of the first block
-              of this launch; number of all blocks
-    ending    addresses, 0 for none: of whether there is a fault; of the sum itself, where it is to be kept; of a
-              divisor; of the result
+    sums      address of what blocks write: the sums of all, then those of weights, then whether each has seen a fault;
+              number of the first block of this launch; number of all blocks
+    ending    addresses, 0 for none: of whether there is a fault; of the sum, where it is to be kept; of a divisor, or
+              BY_WEIGHTS; of the result
 
-The result is sum / divisor, or numerator / sum where the sum is kept: it is the divisor of a mean then, and the result
-a factor of its gradient.
+The result is the sum over the divisor, which is a number, or lies at its address, or is the sum of weights beside it;
+or numerator / sum where the sum is kept: it is the divisor of a mean then, and the result a factor of its gradient.
 """
 
 import numpy as np
@@ -36,17 +36,18 @@ from nbloss.cuda.intrinsics import (
 I32, I64, ONE_BIT, BELOW_SIGN = np.int32(0), np.int64(0), np.int64(1), np.int64(2**63 - 1)
 WIDE, UNIT = np.float64(0), np.float64(1)
 GOOD, BAD = np.int32(0), np.int32(1)
+BY_WEIGHTS = np.int64(-1)
 
 
 def _finish(code, threads, warp):
-    """A function that takes the sum of each thread, and whether it has seen a fault, to the end."""
+    """A function that takes the sums of each thread, and whether it has seen a fault, to the end."""
     stored = STORED[code]
-    total = reduction(add, np.float64, threads, warp)
+    totals = reduction(add, np.float64, threads, warp, 2)
 
     @device_function
-    def finish(value, bad, sums, ending, numerator, divisor):
+    def finish(value, weights, bad, sums, ending, numerator, divisor):
         faults, kept, divisor_at, result = ending
-        value = total(value)
+        value, weights = totals(value, weights)
         if faults != 0:
             bad = cuda.syncthreads_or(bad)
         if cuda.threadIdx.x == 0:
@@ -54,8 +55,9 @@ def _finish(code, threads, warp):
             if blocks > 1:
                 block = first + cuda.blockIdx.x
                 store(address + block * 8, value, WIDE)
+                store(address + (blocks + block) * 8, weights, WIDE)
                 if faults != 0:
-                    store_integer(address + (blocks + block) * 8, np.int64(bad))
+                    store_integer(address + (2 * blocks + block) * 8, np.int64(bad))
                 return
             if faults != 0:
                 store_integer(faults, np.int64(bad))
@@ -63,14 +65,16 @@ def _finish(code, threads, warp):
                 store(kept, value, WIDE)
                 store(result, numerator / value, stored)
             else:
-                if divisor_at != 0:
+                if divisor_at == BY_WEIGHTS:
+                    divisor = weights
+                elif divisor_at != 0:
                     divisor = load(divisor_at, WIDE)
                 store(result, value / divisor, stored)
 
     return finish
 
 
-def total(code, threads, warp, each):
+def total(code, threads, warp, each, rounds):
     """The kernel that adds numbers side by side: of the kernel's type, or sums of blocks."""
     stored = STORED[code]
     size = stored.itemsize
@@ -78,26 +82,28 @@ def total(code, threads, warp, each):
 
     def kernel(values, sums, ending, numerator, divisor):
         address, count, of_blocks = values
-        begin = np.int64(cuda.blockIdx.x) * threads * each + cuda.threadIdx.x
+        begin = np.int64(cuda.blockIdx.x) * threads * each * rounds
         numbers = cuda.local.array(each, np.float64)
-        bad = GOOD
-        for c in range(each):  # all loads before the first sum waits for one
-            j = begin + c * threads
-            numbers[c] = WIDE
-            if j < count:
-                numbers[c] = load(address + j * 8, WIDE) if of_blocks != 0 else load(address + j * size, stored)
-                if of_blocks != 0 and ending[0] != 0 and load_integer(address + (count + j) * 8, I64) != 0:
-                    bad = BAD
-        value = WIDE
-        for c in range(each):
-            value += numbers[c]
-        finish(value, bad, sums, ending, numerator, divisor)
+        value, weights, bad = WIDE, WIDE, GOOD
+        for start in range(begin, min(begin + threads * each * rounds, count), threads * each):
+            for c in range(each):  # all loads before the first sum waits for one
+                j = start + c * threads + cuda.threadIdx.x
+                numbers[c] = WIDE
+                if j < count:
+                    numbers[c] = load(address + j * 8, WIDE) if of_blocks != 0 else load(address + j * size, stored)
+                    if of_blocks != 0:
+                        weights += load(address + (count + j) * 8, WIDE)
+                        if ending[0] != 0 and load_integer(address + (2 * count + j) * 8, I64) != 0:
+                            bad = BAD
+            for c in range(each):
+                value += numbers[c]
+        finish(value, weights, bad, sums, ending, numerator, divisor)
 
     return kernel
 
 
-def scan_labels(code, threads, warp, each):
-    """The kernel that reads labels ahead: it adds the weights of rows that count, and finds faults."""
+def scan_labels(code, threads, warp, each, rounds):
+    """The kernel that reads labels: it adds the weights of rows that count, and if given their losses, and finds faults."""
     one = STORED[code]
     size = one.itemsize
     finish = _finish(code, threads, warp)
@@ -122,31 +128,43 @@ def scan_labels(code, threads, warp, each):
 
     fetch_int64, fetch_int32 = fetcher(I64), fetcher(I32)
 
-    def kernel(target, extent, weight, sums, ending, numerator):
+    def kernel(target, extent, weight, losses, sums, ending, numerator):
         t, t_outer, t_inner, t_code, ignore = target
+        loss, loss_outer, loss_inner = losses
         outer, inner, classes = extent
-        begin = np.int64(cuda.blockIdx.x) * threads * each + cuda.threadIdx.x
-        value, bad = WIDE, GOOD
-        if outer == 1 and t_code in (I8_CODE, I4_CODE):
-            # The usual case: all loads before the first label is looked at.
-            labels = cuda.local.array(each, np.int64)
-            if t_code == I8_CODE:
-                fetch_int64(labels, t, t_inner, begin, inner, ignore)
-            else:
-                fetch_int32(labels, t, t_inner, begin, inner, ignore)
-            for c in range(each):
-                share, fault = counted(labels[c], ignore, classes, weight)
-                value += share
-                bad |= fault
-        else:
-            for c in range(each):
-                unit = begin + c * threads
-                if unit < outer * inner:
-                    label = load_label(t + unit // inner * t_outer + unit % inner * t_inner, t_code, ignore)
-                    share, fault = counted(label, ignore, classes, weight)
-                    value += share
+        count = outer * inner
+        begin = np.int64(cuda.blockIdx.x) * threads * each * rounds
+        labels = cuda.local.array(each, np.int64)
+        numbers = cuda.local.array(each, np.float64)
+        value, weights, bad = WIDE, WIDE, GOOD
+        for start in range(begin, min(begin + threads * each * rounds, count), threads * each):
+            first = start + cuda.threadIdx.x
+            if outer == 1 and t_code in (I8_CODE, I4_CODE):
+                # The usual case: all loads before the first label is looked at.
+                if t_code == I8_CODE:
+                    fetch_int64(labels, t, t_inner, first, count, ignore)
+                else:
+                    fetch_int32(labels, t, t_inner, first, count, ignore)
+                for c in range(each):
+                    unit = first + c * threads
+                    numbers[c] = load(loss + unit * loss_inner, one) if loss != 0 and unit < count else WIDE
+                for c in range(each):
+                    share, fault = counted(labels[c], ignore, classes, weight)
+                    weights += share
+                    value += numbers[c]
                     bad |= fault
-        finish(value, bad, sums, ending, numerator, WIDE)
+            else:
+                for unit in range(first, min(start + threads * each, count), threads):
+                    i, k = unit // inner, unit % inner
+                    label = load_label(t + i * t_outer + k * t_inner, t_code, ignore)
+                    share, fault = counted(label, ignore, classes, weight)
+                    weights += share
+                    if loss != 0:
+                        value += load(loss + i * loss_outer + k * loss_inner, one)
+                    bad |= fault
+        if loss == 0:
+            value = weights
+        finish(value, weights, bad, sums, ending, numerator, UNIT)
 
     return kernel
 

@@ -1,43 +1,51 @@
 """Rows in registers: how the threads of a row read and write it, sixteen bytes at a time, wherever it begins.
 
 Which thread holds a class depends on the class alone, so that no result depends on alignment: a vector is sixteen
-bytes' worth of neighbouring classes, and the next thread holds the next vector. Where the rows do not begin on
-sixteen bytes, threads read and write the vectors of memory all the same, which lie `past` elements before their own,
-and hand each other the elements that differ.
+bytes' worth of neighbouring classes, the threads of a warp hold vectors side by side, each of them several that lie a
+warp's vectors apart, and the next warp goes on where that ends. Where the rows do not begin on sixteen bytes, threads
+read and write the vectors of memory all the same, which lie `past` elements before their own, and hand each other the
+elements that differ: the last thread of a warp gets them from the first one's next vector.
+
+Elements stay as they lie in memory, in words of 32 bits, or of 64 bits for float64; of those of 16 bits two in a word.
 """
 
 import numpy as np
 from numba import cuda
 
 from nbloss.cuda.intrinsics import (
-    REAL,
     STORED,
-    TYPE,
     VECTOR_BYTES,
+    WORD,
     device_function,
-    from_neighbour,
+    from_second_half,
+    from_thread,
     load,
-    load_vector_if,
+    load_words_if,
+    put_values,
     store,
-    store_vector,
-    unpack,
+    store_words,
+    value_of,
 )
+
+KNOWN = np.int32(0)
 
 
 def row_access(code, threads, values, even, lowest, warp):
-    """(fetch, put) for rows that `threads` threads share, each holding `values` classes of a span.
+    """(fetch, put, words) for rows that `threads` threads share, each holding `values` classes of a span.
 
-    Both take the values v of a thread, the address of the row, the thread's first class in this span and the number of
-    classes; fetch gives -inf for what lies past the row. `even`: all rows begin and end on sixteen bytes. All threads
-    of a warp call them together.
+    Both functions take the words v of a thread, the address of the row, the thread's first class in this span and the
+    number of classes; fetch gives -inf for what lies past the row. `even`: all rows begin and end on sixteen bytes.
+    `words` is how many v has: for odd rows one vector more than the thread holds. All threads of a warp call them
+    together.
     """
-    stored, dtype = STORED[code], TYPE[REAL[code]]
+    stored, word = STORED[code], WORD[code]
     size = stored.itemsize
     lanes = VECTOR_BYTES // size
-    vectors, apart = values // lanes, threads * lanes
+    pair = 2 if size == 2 else 1
+    words = lanes // pair
     width = min(threads, warp)
-    others = lanes - 1
-    both = lanes + others
+    vectors, apart = values // lanes, width * lanes
+    both = 2 * words
 
     def turner(step):
         @device_function
@@ -48,101 +56,110 @@ def row_access(code, threads, values, even, lowest, warp):
 
         return turn
 
-    turn_4, turn_2, turn_1 = turner(4), turner(2), turner(1)
+    turn_2, turn_1 = turner(2), turner(1)
 
     @device_function
     def turned(line, by):
-        """Move line[by], line[by + 1], … to the front."""
-        if lanes > 4:
-            turn_4(line, by)
-        if lanes > 2:
-            turn_2(line, by)
-        turn_1(line, by)
+        """Move what begins at element `by` to the front."""
+        if words > 2:
+            turn_2(line, by // pair)
+        turn_1(line, by // pair)
+        for k in range(words if pair == 2 else 0):
+            line[k] = from_second_half(line[k], line[k + 1], by & 1 != 0)
 
     @device_function
     def room_from(first, end):
         """How many classes lie from `first` to `end`, in 32 bits: no more than make a difference."""
-        return np.int32(min(max(end - first, -lanes), vectors * apart))
+        return np.int32(min(max(end - first, -lanes), (vectors + 1) * apart))
 
     @device_function
-    def fetch(v, address, first, reach):
-        past = np.int32(0) if even else np.int32(address % VECTOR_BYTES // size)
-        at = address + (first - past) * size
+    def element_if(there, address):
+        return load(address, stored) if there else lowest
+
+    @device_function
+    def fetch_ends(v, u, at, low, high):
+        """The elements from `low` to `high` of vector u, one by one."""
+        for w in range(words):
+            k = w * pair
+            first = element_if(k >= low and k < high, at + k * size)
+            second = element_if(k + 1 >= low and k + 1 < high, at + (k + 1) * size) if pair == 2 else first
+            put_values(v, u * words + w, first, second, stored)
+
+    @device_function
+    def fetch_even(v, address, first, reach):
         left = room_from(first, reach)
-        inside = past == 0 or first >= past
         for u in range(vectors):
-            wide = u * apart + lanes - past <= left and (inside or u > 0)
-            load_vector_if(wide, at + u * apart * size, v, u * lanes, stored)
-        for u in range(vectors):
-            unpack(v, u * lanes, stored)
-        # The ends of a row apart, so that nothing stands between the loads above.
-        for u in range(0 if even else vectors):
-            end = left + past - u * apart
-            if (end > 0 and end < lanes) or (u == 0 and not inside):
-                for k in range(lanes):
-                    if k < end and (inside or u > 0 or k >= past):
-                        v[u * lanes + k] = load(at + (u * apart + k) * size, stored)
-        if not even:
-            turn_back(v, past, at, left)
+            load_words_if(u * apart + lanes <= left, address + (first + u * apart) * size, v, u * words, stored)
 
     @cuda.jit(device=True)
-    def turn_back(v, past, at, left):
-        """From the vectors of memory to those of the threads."""
-        line = cuda.local.array(both, dtype)
-        rest = cuda.local.array(others, dtype)
-        last = (cuda.threadIdx.x & (width - 1)) == width - 1  # whose neighbour holds something else
-        for u in range(vectors):
-            from_neighbour(v, u * lanes, others, rest, 1)
-            for k in range(lanes):
-                line[k] = v[u * lanes + k]
-            for k in range(others):
-                line[lanes + k] = rest[k]
-            if last:
-                for k in range(others):
-                    if k < past:
-                        there = u * apart + lanes - past + k < left
-                        line[lanes + k] = load(at + (u * apart + lanes + k) * size, stored) if there else lowest
-            turned(line, past)
-            for k in range(lanes):
-                v[u * lanes + k] = line[k]
-
-    @cuda.jit(device=True)
-    def turn(v, past, address, left):
-        """From the vectors of the threads to those of memory; what belongs to no thread's vector is written."""
-        line = cuda.local.array(both, dtype)
-        rest = cuda.local.array(others, dtype)
-        last = (cuda.threadIdx.x & (width - 1)) == width - 1
-        for u in range(vectors):
-            if last:
-                for k in range(1, lanes):
-                    if k >= lanes - past and u * apart + k < left:
-                        store(address + (u * apart + k) * size, v[u * lanes + k], stored)
-            from_neighbour(v, u * lanes + 1, others, rest, -1)
-            for k in range(others):
-                line[k] = rest[k]
-            for k in range(lanes):
-                line[others + k] = v[u * lanes + k]
-            turned(line, others - past)
-            for k in range(lanes):
-                v[u * lanes + k] = line[k]
-
-    @cuda.jit(device=True)
-    def put(v, address, first, room):
-        past = np.int32(0) if even else np.int32(address % VECTOR_BYTES // size)
-        left = room_from(first, room)
-        if not even:
-            turn(v, past, address + first * size, left)
+    def fetch_odd(v, address, first, reach):
+        past = np.int32(address % VECTOR_BYTES // size)
         at = address + (first - past) * size
-        # The first thread of a warp has no neighbour before it, and leaves out what would be that one's.
-        low = past if not even and (cuda.threadIdx.x & (width - 1)) == 0 else np.int32(0)
+        left = room_from(first, reach) + past
+        leader = (cuda.threadIdx.x & (width - 1)) == 0
+        low = past if first == 0 else np.int32(0)  # the vector in which the row begins has others before it
+        line = cuda.local.array(both, word)
+        for u in range(vectors + 1):
+            wide = u * apart + lanes <= left and (low == 0 or u > 0) and (leader or u < vectors)
+            load_words_if(wide, at + u * apart * size, v, u * words, stored)
+        # The ends of a row apart, so that nothing stands between the loads above.
+        for u in range(vectors + 1):
+            end = left - u * apart
+            if (leader or u < vectors) and ((end > 0 and end < lanes) or (u == 0 and low > 0)):
+                fetch_ends(v, u, at + u * apart * size, low if u == 0 else np.int32(0), end)
+        # From the vectors of memory to those of the threads.
+        following = (cuda.threadIdx.x & ~(width - 1)) | ((cuda.threadIdx.x + 1) & (width - 1))
         for u in range(vectors):
-            if low == 0 and u * apart + lanes - past <= left:
-                store_vector(at + u * apart * size, v, u * lanes, stored)
-        for u in range(0 if even else vectors):
-            end = left + past - u * apart
-            if end > 0 and (low > 0 or end < lanes):
-                for k in range(lanes):
-                    if k >= low and k < end:
-                        store(at + (u * apart + k) * size, v[u * lanes + k], stored)
+            for k in range(words):
+                own, next_one = v[u * words + k], v[(u + 1) * words + k]
+                line[k] = own
+                line[words + k] = from_thread(next_one if leader else own, following)
+            turned(line, past)
+            for k in range(words):
+                v[u * words + k] = line[k]
 
-    return fetch, put
+    @device_function
+    def put_even(v, u, address, first, room):
+        left = room_from(first, room)
+        if u * apart + lanes <= left:
+            store_words(address + (first + u * apart) * size, v, u * words, stored)
+
+    @cuda.jit(device=True)
+    def put_odd(v, address, first, room):
+        past = np.int32(address % VECTOR_BYTES // size)
+        at = address + (first - past) * size
+        left = room_from(first, room) + past
+        lane = cuda.threadIdx.x & (width - 1)
+        line = cuda.local.array(both, word)
+        preceding = (cuda.threadIdx.x & ~(width - 1)) | ((cuda.threadIdx.x - 1) & (width - 1))
+        last = lane == width - 1
+        if last:  # its last elements belong to a vector of memory that is no thread's of this warp
+            for k in range(1, lanes):
+                u = vectors - 1
+                if k >= lanes - past and u * apart + k < left - past:
+                    store(at + (u * apart + k + past) * size, value_of(v, u * lanes + k, KNOWN, stored), stored)
+        for back in range(vectors):
+            u = vectors - 1 - back  # the last first: what is handed on must still be there
+            for k in range(words):
+                own = v[u * words + k]
+                before = v[(u - 1) * words + k] if u > 0 else own
+                line[k] = from_thread(before if last else own, preceding)
+                line[words + k] = own
+            if past > 0:
+                turned(line, lanes - past)
+                for k in range(words):
+                    v[u * words + k] = line[k]
+        low = past if lane == 0 else np.int32(0)  # before the first one's begins the vector of another warp
+        for u in range(vectors):
+            if u * apart + lanes <= left and (low == 0 or u > 0):
+                store_words(at + u * apart * size, v, u * words, stored)
+        for u in range(vectors):
+            end = left - u * apart
+            if (end > 0 and end < lanes) or (u == 0 and low > 0 and end > 0):
+                for k in range(lanes):
+                    if k < end and (k >= low or u > 0):
+                        store(at + (u * apart + k) * size, value_of(v, u * lanes + k, KNOWN, stored), stored)
+
+    if even:
+        return fetch_even, put_even, vectors * words
+    return fetch_odd, put_odd, (vectors + 1) * words
