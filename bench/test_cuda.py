@@ -8,6 +8,7 @@ import pytest
 
 from bench import peers_cuda
 from bench.cases import VALUE, VALUE_AND_GRAD, WORKS
+from bench.params import over
 from bench.peers import Absent
 from bench.timing import Timing
 
@@ -57,11 +58,8 @@ def _agreed(case, work, x, target, libraries):
     return contestants, left_out
 
 
-@pytest.mark.parametrize("work", [VALUE, VALUE_AND_GRAD])
-@pytest.mark.parametrize("case", peers_cuda.CASES, ids=str)
+@over(peers_cuda.CASES, (VALUE, VALUE_AND_GRAD), peers_cuda.MAIN)
 def test_beside_peers(case, work, quick, libraries, device_ceilings, report):
-    if work not in case.works:
-        pytest.skip("has no gradient of its own")
     x, target = peers_cuda.inputs_on_device(case)
     contestants, left_out = _agreed(case, work, x, target, libraries)
     times, late = {name: Timing(0.0) for name in contestants}, dict.fromkeys(contestants, 0)
