@@ -49,7 +49,8 @@ timed.
 What is unfair: nbloss is called with `check=False`, so that it does not wait for the device; torch and QuACK never do.
 A call with † does, and its time holds some of the host's. All allocate the gradient but Liger, which writes it over its
 input. QuACK's one kernel for value and gradient leaves the division by the number of rows to its user. CuPy's
-cross-entropy is written out."""
+cross-entropy is written out. An empty cell is a case that a library does not have, or for which it gives an error: a
+run says why."""
 
 Results = dict[str, Any]
 Row = dict[str, Any]

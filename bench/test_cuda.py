@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -30,7 +31,8 @@ def _freed():
 
 
 def _one_line(error):
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    colourless = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+    return " ".join(f"{type(error).__name__}: {colourless}".split())[:160]
 
 
 def _agreed(case, work, x, target, libraries):
