@@ -142,7 +142,7 @@ def results(request: pytest.FixtureRequest, quick: bool) -> store.Store:
         "command": shlex.join(["python", "-m", "pytest", *config.invocation_params.args]),
         "quick": quick,
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "versions": machine.versions(),
+        "versions": machine.versions(config.getoption("--device")),
     }
     try:
         opened = store.Store(machine.describe(config.getoption("--device")), run, lambda s: _say(config, s), not quick)

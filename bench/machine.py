@@ -11,6 +11,10 @@ from pathlib import Path
 from bench import peers, peers_cuda
 
 DISTRIBUTIONS = ("nbloss", "numpy", "numba", "llvmlite", "scipy", "torch", "jax", "optax", "scikit-learn", "numexpr")
+DEVICE_DISTRIBUTIONS = (
+    *("nbloss", "numpy", "numba", "numba-cuda", "cuda-core", "torch", "triton", "cupy-cuda12x", "cupy-cuda13x"),
+    *("liger-kernel", "quack-kernels", "nvidia-cutlass-dsl"),
+)
 
 
 def cpu_model() -> str:
@@ -48,9 +52,9 @@ def describe(device: str = "cpu") -> dict[str, object]:
     }
 
 
-def versions() -> dict[str, str]:
+def versions(device: str = "cpu") -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
+    for name in DISTRIBUTIONS if device == "cpu" else DEVICE_DISTRIBUTIONS:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from bench.cases import QUICK, Case
 
 
-def over(cases: list[Case], works: tuple[str, ...] | None = None) -> Any:
-    """Decorator: every work of every case; --quick keeps those of QUICK."""
+def over(cases: list[Case], works: tuple[str, ...] | None = None, quick: Collection[Case] = QUICK) -> Any:
+    """Decorator: every work of every case, or those of these works; --quick keeps some cases."""
     return pytest.mark.parametrize(
         ("case", "work"),
         [
-            pytest.param(case, work, id=f"{case}-{work}", marks=() if case in QUICK else pytest.mark.full)
+            pytest.param(case, work, id=f"{case}-{work}", marks=() if case in quick else pytest.mark.full)
             for case in cases
-            for work in works or case.works
+            for work in case.works
+            if works is None or work in works
         ],
     )

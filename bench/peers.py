@@ -50,6 +50,9 @@ LABELS = {
     "jax": "jax.jit + optax",
     "sklearn": "scikit-learn",
     "numexpr": "numexpr",
+    "cupy": "CuPy",
+    "liger": "Liger",
+    "quack": "QuACK",
 }
 
 _threads = 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.cases import CLASSES, OUT, POINTWISE, ROWS, ROWWISE, VALUE, VALUE_AND_GRAD, WORKS, Case
 from bench.peers import LABELS
+from bench.peers_cuda import CASES, DTYPES
 
 GREY = "#808080"  # readable on white and on black
 # Okabe and Ito's colours, told apart by colour-blind readers.
@@ -18,6 +19,9 @@ COLOURS = {
     "sklearn": "#CC79A7",
     "numpy": "#E69F00",
     "numexpr": "#9467BD",
+    "cupy": "#E69F00",
+    "liger": "#CC79A7",
+    "quack": "#009E73",
 }
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -33,7 +37,7 @@ def title_of(case: Case) -> str:
         "mse_loss": "MSE",
         "l1_loss": "L1",
     }
-    size = f" {TIMES} ".join(map(str, case.shape)) if case.shape != (1 << 24,) else "2²⁴"
+    size = {(1 << 24,): "2²⁴", (1 << 28,): "2²⁸"}.get(case.shape, f" {TIMES} ".join(map(str, case.shape)))
     extra = [case.dtype] if case.dtype != "float32" else []
     extra += [{"probabilities": "class probabilities"}.get(case.variant, case.variant)] if case.variant else []
     return f"{names.get(case.loss, case.loss.replace('_', '-'))} {size}" + (f", {', '.join(extra)}" if extra else "")
@@ -146,3 +150,36 @@ def time_by_size(results: dict[str, Any], path: Path) -> Path | None:
     )
     figure.tight_layout()
     return _save(figure, path) if drawn else None
+
+
+def share_by_row_length(results: dict[str, Any], path: Path) -> Path | None:
+    """Lines: which share of a device's bandwidth ceiling each library reaches with cross-entropy, by classes."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), sharex=True, sharey=True)
+    drawn: dict[str, Any] = {}
+    for line, dtype in zip(axes, DTYPES):
+        cases = [case for case in CASES if case.loss == "cross_entropy" and case.dtype == dtype]
+        found = sorted(cases, key=lambda case: case.shape[1])
+        for panel, work in zip(line, (VALUE, VALUE_AND_GRAD)):
+            rows = [(case.shape[1], rows_of(results, case, work, "cuda")) for case in found]
+            for library, colour in COLOURS.items():
+                points = [(classes, 100 * of[library]["share"]) for classes, of in rows if library in of]
+                if points:
+                    width = 2.4 if library == "nbloss" else 1.4
+                    (drawn[library],) = panel.semilogx(
+                        *zip(*points), "o-", base=2, color=colour, linewidth=width, markersize=4
+                    )
+            panel.axhline(100, color=GREY, linewidth=1, linestyle="--")
+            panel.set_title(
+                f"{WORKS[work]}, {dtype}: % of the {'read' if work == VALUE else 'copy'} ceiling", fontsize=11
+            )
+            panel.grid(True, color=GREY, alpha=0.2)
+    axes[0][0].set_ylim(bottom=0)
+    for panel in axes[1]:
+        panel.set_xlabel("classes")
+    if not drawn:
+        return None
+    labels = [LABELS[library] for library in drawn]
+    figure.legend(drawn.values(), labels, loc="lower center", ncols=len(labels), frameon=False, bbox_to_anchor=(0.5, 1))
+    figure.tight_layout()
+    return _save(figure, path)

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench import plots, store
-from bench.cases import POINTWISE, ROWWISE, SMALL, WORKS, Case
+from bench.cases import POINTWISE, ROWWISE, SMALL, VALUE, VALUE_AND_GRAD, WORKS, Case
 from bench.peers import LABELS
+from bench.peers_cuda import CASES, DTYPES, MAIN
 from bench.plots import TIMES, rows_of, title_of
 from bench.timing import time_of
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+MARKERS = {
+    "cpu": ("<!-- bench:begin -->", "<!-- bench:end -->"),
+    "cuda": ("<!-- bench:cuda:begin -->", "<!-- bench:cuda:end -->"),
+}
 README = Path(__file__).parent.parent / "README.md"
 
 NOTES = """\
@@ -34,6 +38,19 @@ float32. Time against size leaves out what compiles for seconds a shape.
 
 torch is large and not part of the extra `bench`; to add it:
 `pip install torch`, the CPU-only build if there is no GPU."""
+
+DEVICE_NOTES = """\
+Times are the device's own, the best of 15 rounds in which all take turns: the host is ahead when a call begins on the
+device, and 256 MB written before it leave nothing of the input in the L2 cache. Bytes and shares count what is useful
+(logits and target read once, gradient written once); the ceiling is one of 2 GiB, a sum or maximum of it for a value
+and a copy where an array is written, which arrays of a few MB do not reach. All agreed with float64 before they were
+timed.
+
+What is unfair: nbloss is called with `check=False`, so that it does not wait for the device; torch and QuACK never do.
+A call with † does, and its time holds some of the host's. All allocate the gradient but Liger, which writes it over its
+input. QuACK's one kernel for value and gradient leaves the division by the number of rows to its user. CuPy's
+cross-entropy is written out. An empty cell is a case that a library does not have, or for which it gives an error: a
+run says why."""
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -89,7 +106,7 @@ def full(results: Results) -> str:
     """Every measured row."""
     lines = []
     for row in results["rows"]:
-        if "loss" not in row or row["test"] in ("cuda", "shapes"):  # of a device
+        if "loss" not in row:
             continue
         case = case_of(row)
         count = row.get("threads")
@@ -133,7 +150,7 @@ def case_of(row: dict[str, Any]) -> Case:
     return Case(row["loss"], tuple(int(n) for n in row["shape"].split("x")), row["dtype"], row.get("variant", ""))
 
 
-def footnote(results: Results) -> str:
+def footnote(results: Results, notes: str = NOTES) -> str:
     machine = results["machine"]
     latest = max(results["runs"], key=lambda run: run["id"])
     versions = ", ".join(f"{name} {version}" for name, version in latest["versions"].items())
@@ -141,48 +158,107 @@ def footnote(results: Results) -> str:
     for row in results["rows"]:
         if "ceiling" in row:
             ceilings["copy" if case_of(row).writes(row["work"]) else "read"].append(row["ceiling"])
-    bandwidth = ", ".join(f"{name} {min(v):.0f} to {max(v):.0f} GB/s" for name, v in ceilings.items() if v)
+    bandwidth = ", ".join(f"{name} {_range(min(v), max(v))} GB/s" for name, v in ceilings.items() if v)
     runs = "" if len(results["runs"]) == 1 else f" (rows of {len(results['runs'])} runs; versions are the last one's)"
+    threads = f"{machine['threads']} threads, " if machine["device"] == "cpu" else ""
     head = (
-        f"{machine['name']}, {machine['threads']} threads, {machine['system']}; {versions}; {latest['date']}; "
+        f"{machine['name']}, {threads}{machine['system']}; {versions}; {latest['date']}; "
         f"`{latest['command']}`{runs}. Memory bandwidth beside these rows: {bandwidth or 'not measured'}."
     )
-    return "\n\n".join(f"<sub>{paragraph}</sub>" for paragraph in (head, *NOTES.split("\n\n")))
+    return "\n\n".join(f"<sub>{paragraph}</sub>" for paragraph in (head, *notes.split("\n\n")))
 
 
-def cuda(results: Results) -> str:
-    """Rows of a CUDA device, as measured."""
-    lines = [
-        [
-            f"{row['loss'].replace('_', '-')} {row['shape'].replace('x', f' {TIMES} ')}",
-            row["dtype"],
-            WORKS[row["work"]],
-            row["library"],
-            time_of(row["best"]),
-            f"{row['gbs']:.0f}",
-            f"{row['share']:.0%}",
-            times(row["ratio"]) if "ratio" in row else "",
-        ]
-        for row in results["rows"]
-        if row["test"] == "cuda"
+def _range(low: float, high: float) -> str:
+    return f"{low:.0f} to {high:.0f}" if f"{low:.0f}" != f"{high:.0f}" else f"{low:.0f}"
+
+
+def _compared(results: Results, cases: list[Case]) -> tuple[list[tuple[list[str], dict[str, Row]]], list[str]]:
+    """([([case, work], {library: row})], libraries) of a device, float32 first."""
+    order = [case for dtype in DTYPES for case in cases if case.dtype == dtype]
+    found = [
+        ([title_of(case), WORKS[work]], rows)
+        for case in order
+        for work in (VALUE, VALUE_AND_GRAD)
+        if "nbloss" in (rows := rows_of(results, case, work, "cuda"))
     ]
-    head = ["loss and shape", "dtype", "work", "library", "best", "GB/s", "of ceiling", "time ÷ nbloss's"]
-    return _table(head, lines, left=4) if lines else ""
+    return found, [name for name in LABELS if any(name in rows for _, rows in found)]
+
+
+def _late(row: Row) -> str:
+    return " †" if row.get("late") else ""
+
+
+def _ratio(row: Row) -> str:
+    text = times(row["ratio"]) + _late(row)
+    return text if row["ratio"] >= 0.995 else f"**{text}**"
+
+
+def device_headline(results: Results) -> str:
+    """nbloss's time of each main case, and how many times as long its peers take."""
+    found, libraries = _compared(results, MAIN)
+    lines = []
+    for title, rows in found:
+        own = rows["nbloss"]
+        speed = [f"{own['best'] * 1e3:.3g}{_late(own)}", f"{own['gbs'] / 1e3:.2f}", f"{own['share']:.0%}"]
+        lines.append([*title, *speed, *(_ratio(rows[name]) if name in rows else "" for name in libraries[1:])])
+    peers = [LABELS[name] for name in libraries[1:]]
+    head = ["float32 where nothing else is said", "work", "ms", "TB/s", "of ceiling", *peers]
+    return _table(head, lines, left=2) if lines else ""
+
+
+def device_full(results: Results) -> str:
+    """Every case of a device: time and share of the ceiling."""
+    by_classes = sorted(CASES, key=lambda case: (case.loss != "cross_entropy", case.shape[1:]))
+    found, libraries = _compared(results, by_classes)
+
+    def cell(row: Row | None) -> str:
+        return f"{time_of(row['best'])}{_late(row)}, {row['share']:.0%}" if row else ""
+
+    lines = [[*title, *(cell(rows.get(name)) for name in libraries)] for title, rows in found]
+    return _table(["loss and shape", "work", *(LABELS[name] for name in libraries)], lines, left=2) if lines else ""
+
+
+def launches(results: Results) -> str:
+    """What a small call takes of the host."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in results["rows"]:
+        if row["test"] == "launch":
+            cells.setdefault(row["work"], {})[row["library"]] = time_of(row["best"])
+    columns = [name for name in LABELS if any(name in of for of in cells.values())]
+    lines = [[work, *(of.get(name, "") for name in columns)] for work, of in cells.items()]
+    return _table(["", *(LABELS[name] for name in columns)], lines) if lines else ""
 
 
 def section(results: Results, images: list[str]) -> str:
     """The README's text about one machine."""
+    if results["machine"]["device"] == "cuda":
+        return device_section(results, images)
     tables = [
         headline(results, [*ROWWISE, *POINTWISE, *SMALL]),
         *images,
         _folded("Import, first call, memory, disk", overhead(results)),
         _folded("All figures", full(results)),
-        _folded("All figures of the device", cuda(results)),
         footnote(results),
     ]
     intro = (
         f"How many times faster nbloss is than the best peer on {results['machine']['name']} "
         f"({results['machine']['threads']} threads), with nbloss's time and share of the bandwidth ceiling:"
+    )
+    return "\n\n".join(text for text in [intro, *tables] if text)
+
+
+def device_section(results: Results, images: list[str]) -> str:
+    """The README's text about one CUDA device."""
+    tables = [
+        device_headline(results),
+        *images,
+        _folded(f"Time of the host for a call of 32 {TIMES} 10, until it returns", launches(results)),
+        _folded("All figures", device_full(results)),
+        footnote(results, DEVICE_NOTES),
+    ]
+    intro = (
+        f"nbloss on one {results['machine']['name']}, with its share of the bandwidth ceiling, and how many times as "
+        "long its peers take (**bold:** less than nbloss):"
     )
     return "\n\n".join(text for text in [intro, *tables] if text)
 
@@ -197,25 +273,27 @@ def _folded(title: str, text: str) -> str:
 def draw(results: Results, folder: Path, readme: Path) -> list[str]:
     """Markdown for the plots that were drawn."""
     slug = results["machine"]["slug"]
-    wanted = (
+    of_a_device = ((plots.share_by_row_length, f"{slug}-share.svg", "Share of the bandwidth ceiling by classes"),)
+    of_a_processor = (
         (plots.share_of_ceiling, f"{slug}-share.svg", "Share of the bandwidth ceiling by shape and library"),
         (plots.time_by_size, f"{slug}-size.svg", "Time against rows and classes, with the bandwidth ceiling"),
     )
     images = []
-    for plot, name, text in wanted:
+    for plot, name, text in of_a_device if results["machine"]["device"] == "cuda" else of_a_processor:
         path = plot(results, folder / name)
         if path:
             images.append(f"![{text}]({Path(os.path.relpath(path.resolve(), readme.resolve().parent)).as_posix()})")
     return images
 
 
-def insert(readme: Path, text: str) -> None:
-    """Put the text between the markers."""
+def insert(readme: Path, text: str, device: str = "cpu") -> None:
+    """Put the text between the device's markers."""
     content = readme.read_text()
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = MARKERS[device]
+    before, begin, rest = content.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise SystemExit(f"{readme}: no {BEGIN} … {END}; put the two markers where the tables belong")
+        raise SystemExit(f"{readme}: no {first} … {last}; put the two markers where the tables belong")
     readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
@@ -229,7 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     files = chosen.files or sorted(store.FOLDER.glob("*.json"))
     if not files:
         raise SystemExit(f"{store.FOLDER}: no results yet; run `python -m pytest bench` first")
-    sections = []
+    sections: dict[str, list[str]] = {}
     for path in files:
         try:
             results = store.load(path)
@@ -239,13 +317,14 @@ def main(arguments: list[str] | None = None) -> None:
             images = [] if chosen.no_plots else draw(results, path.parent, chosen.readme)
         except OSError as error:
             raise SystemExit(f"{path.parent}: plots cannot be written ({error.strerror}); try --no-plots") from None
-        sections.append(section(results, images))
-    text = "\n\n".join(sections)
+        sections.setdefault(results["machine"]["device"], []).append(section(results, images))
+    texts = {device: "\n\n".join(some) for device, some in sections.items()}
     if chosen.print:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write("\n\n".join(texts.values()) + "\n")
         return
     try:
-        insert(chosen.readme, text)
+        for device, text in texts.items():
+            insert(chosen.readme, text, device)
     except OSError as error:
         raise SystemExit(f"{chosen.readme}: {error.strerror}") from None
     print(f"{chosen.readme}: tables of {len(files)} machine(s)")
