@@ -113,8 +113,10 @@ SHAPED = [
 def test_shapes(case, work, quick, device_ceilings, report, monkeypatch):
     """How each shape of kernel does on rows of so many classes: what nbloss/cuda/choices.py is set from."""
     from nbloss.cuda import choices
+    from nbloss.problem import GRADIENT, LOSS_ONLY
 
     x, target = peers_cuda.inputs_on_device(case)
+    even = case.shape[1] * x.itemsize % 16 == 0
     moved = x.nbytes * (1 if work == VALUE else 2) + target.nbytes
     code = "h" if case.dtype == "bfloat16" else "f"
     runs = {}
@@ -129,7 +131,8 @@ def test_shapes(case, work, quick, device_ceilings, report, monkeypatch):
             times.seconds.append(peers_cuda.seconds(contestant)[0])
         runs[shape] = times
     monkeypatch.setattr(choices, "forced", None)
-    chosen = choices.row_shape(case.shape[1], code, False, (9, 0))
+    form = LOSS_ONLY if work == VALUE else GRADIENT
+    chosen = choices.row_shape(case.shape[1], code, form, False, even, (9, 0))
     ceiling = device_ceilings[work != VALUE]
     ranking = sorted(runs, key=lambda shape: runs[shape].best)
     lines = [

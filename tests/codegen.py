@@ -45,17 +45,16 @@ def variants(target):
             mass = ", dense target" if dense else ""
             if dense and form == LOG_SOFTMAX:
                 continue
-            for shape in choices.ROWS:
-                if not shape.serves(code, dense, target):
+            for shape, even in itertools.product(choices.ROWS, (True, False)):
+                if not shape.serves(code, dense, even, target) or (form == LOSS_ONLY and shape.parts > 1):
                     continue
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
-                for even in (True, False):
-                    options = (code, code, form, dense, threads, height, values, parts, even, solve.WARP)
-                    kind = PARTS[min(parts, 2)] + ("" if even else " odd")
-                    name = f"rows {threads}x{height}x{values}{kind}, {form_name}{mass}"
-                    bounds = shape.bounds(code, dense, even, target)
-                    yield name, code, (rows.rows, options), [*ROW_ARGUMENTS, *[real] * 3], bounds, values
+                options = (code, code, form, dense, threads, height, values, parts, even, solve.WARP)
+                kind = PARTS[min(parts, 2)] + ("" if even else " odd")
+                name = f"rows {threads}x{height}x{values}{kind}, {form_name}{mass}"
+                bounds = shape.bounds(code, form, dense, even, target)
+                yield name, code, (rows.rows, options), [*ROW_ARGUMENTS, *[real] * 3], bounds, values
             for wide in (False, True):
                 name = f"planes{' wide' if wide else ''}, {form_name}{mass}"
                 options = (code, code, form, dense, wide)
@@ -81,11 +80,12 @@ def variants(target):
     few = (solve.SUM_THREADS, solve.WARP)
     f64 = types.float64
     for code in "fd":
-        total = (sums.total, (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS))
-        yield "sum", code, total, [ints(3), ints(3), ints(4), f64, f64], (few[0], 1), solve.SUM_EACH
-        scan = (sums.scan_labels, (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS))
-        arguments = [ints(5), ints(3), I64, ints(3), ints(3), ints(4), f64]
-        yield "scan of labels", code, scan, arguments, (few[0], 1), solve.SUM_EACH
+        for parts in (1, solve.SUM_PARTS) if target >= (9, 0) else (1,):
+            options = (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS, parts)
+            arguments = [ints(3), ints(3), ints(4), f64, f64]
+            yield f"sum of {parts}", code, (sums.total, options), arguments, (few[0], 1), solve.SUM_EACH
+            arguments = [ints(5), ints(3), I64, ints(3), ints(3), ints(4), f64]
+            yield f"scan of labels {parts}", code, (sums.scan_labels, options), arguments, (few[0], 1), solve.SUM_EACH
         for source in ("d", *LABEL_CODE.values()):
             convert = (sums.convert, (source, code))
             yield f"convert {source}", code, convert, [ints(3), ints(3), I64, I64], (solve.POINT_THREADS, 0), 1

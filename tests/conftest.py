@@ -76,7 +76,8 @@ def on_the_device():
         if SIMULATED:  # blocks of a few threads, with two to a warp, and spans that rows do not fit in
             patch.setattr(solve, "WARP", 2)
             shape = choices.RowShape
-            patch.setattr(choices, "ROWS", (shape(2, 2, 16, 1), shape(4, 1, 16, 1), shape(4, 1, 64, 0)))
+            for name in ("ROWS", "VALUES", "ODD_VALUES"):
+                patch.setattr(choices, name, (shape(2, 2, 16, 1), shape(4, 1, 16, 1), shape(4, 1, 64, 0)))
             for name, threads in (
                 ("PLANE_THREADS", 4),
                 ("POINT_THREADS", 4),
@@ -84,6 +85,7 @@ def on_the_device():
                 ("SUM_THREADS", 4),
                 ("SUM_EACH", 4),
                 ("SUM_ROUNDS", 2),
+                ("SUM_PARTS", 2),
             ):
                 patch.setattr(solve, name, threads)
         yield

@@ -191,14 +191,14 @@ def test_results_are_arrays_for_other_libraries(rng):
             gradient.__dlpack__()
 
 
-LOGITS, MANY = (5, 6), (40, 6)
+LOGITS, MANY = (5, 6), (80, 6)
 OPERATIONS = {  # what a call asks of the device: kernels, memory cleared, copies that are waited for
     "cross-entropy": (lambda x, t: nbloss.cross_entropy(x, t), LOGITS, (2, 0, 1)),
     "its gradient too": (lambda x, t: nbloss.cross_entropy.value_and_grad(x, t), LOGITS, (3, 0, 1)),
     "unchecked": (lambda x, t: nbloss.cross_entropy.value_and_grad(x, t, check=False), LOGITS, (3, 0, 0)),
     "its gradient alone": (lambda x, t: nbloss.cross_entropy.grad(x, t, check=False), LOGITS, (2, 0, 0)),
     "of each row": (lambda x, t: nbloss.cross_entropy(x, t, reduction="none", check=False), LOGITS, (1, 0, 0)),
-    "of more rows than a block adds": (lambda x, t: nbloss.cross_entropy(x, t, check=False), MANY, (3, 0, 0)),
+    "of more rows than a cluster adds": (lambda x, t: nbloss.cross_entropy(x, t, check=False), MANY, (3, 0, 0)),
     "softmax": (lambda x, t: nbloss.softmax(x), LOGITS, (1, 0, 0)),
     "mean squared error": (lambda x, t: nbloss.mse_loss.value_and_grad(x, x), LOGITS, (2, 0, 0)),
     "weighted": (lambda x, t: nbloss.mse_loss.value_and_grad(x, x, weight=x), LOGITS, (3, 0, 0)),

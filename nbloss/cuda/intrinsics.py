@@ -187,7 +187,8 @@ def tell_cluster(slots, part, m, below, ties):
     thread.syncthreads()
 
 
-POSTED, BOARDS = threading.Condition(), {}
+POSTED = threading.Condition()
+BOARDS: dict[int, dict[int, tuple[float, float, float]]] = {}  # what the blocks of each cluster tell each other
 
 
 def _shared_array(shared, shape, dtype):

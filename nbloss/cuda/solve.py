@@ -32,9 +32,9 @@ PLANE_THREADS = 128
 # A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
 # rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
 POINT_THREADS, POINT_CHUNKS, POINT_BLOCKS = 256, 16, 2048
-# Sums over rows and blocks: threads a block, elements that a thread reads at once, and how often. One block does 65,536,
-# which takes it 3 to 5 µs; a second launch would take as long.
-SUM_THREADS, SUM_EACH, SUM_ROUNDS = 1024, 8, 8
+# Sums over rows and blocks: threads of a block, elements that a thread reads at once, how often, and blocks of a cluster,
+# if a device has any. 32768 labels took one block 9 µs.
+SUM_THREADS, SUM_EACH, SUM_ROUNDS, SUM_PARTS = 1024, 8, 8, 8
 
 # Scratch of a call: a count of faults (int64), the divisor of a mean (float64), the factor of its gradient.
 FAULTS, DIVISOR, FACTOR, SCRATCH = 0, 8, 16, 24
@@ -143,27 +143,31 @@ def _total(
     numerator: float,
     divisor: float,
 ) -> None:
-    """Add values of `dtype`, or the sums of blocks, as nbloss.cuda.sums says."""
-    kernel = _summing(sum_kernels.total, dtype)
-    blocks, partials = 0, []  # none is freed before the kernel that reads it is started
-    while blocks != 1:
-        blocks = _blocks_of_sum(values[1])
-        partials.append(partial := _partial(home, blocks))
-        home.launch(kernel, blocks, SUM_THREADS, values, (_address(partial), 0, blocks), ending, numerator, divisor)
-        values = (_address(partial), blocks, 1)
+    """Add values of `dtype`, or the sums of clusters, as nbloss.cuda.sums says."""
+    clusters, partials = 0, []  # none is freed before the kernel that reads it is started
+    while clusters != 1:
+        kernel, parts = _summing(home, sum_kernels.total, dtype, values[1])
+        clusters = _clusters_of_sum(values[1], parts)
+        partials.append(partial := _partial(home, clusters))
+        sums = (_address(partial), 0, clusters)
+        home.launch(kernel, clusters * parts, SUM_THREADS, values, sums, ending, numerator, divisor, cluster=parts)
+        values = (_address(partial), clusters, 1)
 
 
-def _summing(factory: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
-    return _compiled(factory, _code(dtype), SUM_THREADS, WARP, SUM_EACH, SUM_ROUNDS, bounds=(SUM_THREADS, 1))
+def _summing(home: Home, factory: Callable[..., Any], dtype: np.dtype[Any], count: int) -> tuple[Any, int]:
+    """A kernel that adds so many numbers, and how many blocks of it do so together."""
+    parts = SUM_PARTS if home.capability >= (9, 0) and count > SUM_THREADS * SUM_EACH else 1
+    options = (_code(dtype), SUM_THREADS, WARP, SUM_EACH, SUM_ROUNDS, parts)
+    return _compiled(factory, *options, bounds=(SUM_THREADS, 1)), parts
 
 
-def _blocks_of_sum(count: int) -> int:
-    return max(-(-count // (SUM_THREADS * SUM_EACH * SUM_ROUNDS)), 1)
+def _clusters_of_sum(count: int, parts: int) -> int:
+    return max(-(-count // (SUM_THREADS * SUM_EACH * SUM_ROUNDS * parts)), 1)
 
 
-def _partial(home: Home, blocks: int) -> View:
-    """Room for the sums of several blocks, and for what they know of faults."""
-    return home.empty((3 * blocks,), FLOAT64) if blocks > 1 else None
+def _partial(home: Home, clusters: int) -> View:
+    """Room for the sums of several clusters, and for what they know of faults."""
+    return home.empty((3 * clusters,), FLOAT64) if clusters > 1 else None
 
 
 def _faults(home: Home, at: int) -> bool:
@@ -327,20 +331,21 @@ def _scan(
     """Read all labels: faults, the divisor of a mean, and the sum of losses, if given, as nbloss.cuda.sums says."""
     labels: View = problem.labels
     home, classes = labels.home, problem.x.shape[problem.axis]
-    kernel = _summing(sum_kernels.scan_labels, dtype)
+    kernel, parts = _summing(home, sum_kernels.scan_labels, dtype, labels.size)
     pieces: Any = list(layout.pointwise_pieces([labels] if losses is None else [labels, losses]))
-    blocks = sum(_blocks_of_sum(piece[0].size) for piece in pieces)
-    partial = _partial(home, blocks)
+    clusters = sum(_clusters_of_sum(piece[0].size, parts) for piece in pieces)
+    partial = _partial(home, clusters)
     weight, done = _address(problem.weight), 0
     for piece, *given in pieces:
         target = (piece.address, *piece.strides, _label_code(labels), problem.ignore_index)
-        n = _blocks_of_sum(piece.size)
-        extent, sums = (*piece.shape, classes), (_address(partial), done, blocks)
+        n = _clusters_of_sum(piece.size, parts)
+        extent, sums = (*piece.shape, classes), (_address(partial), done, clusters)
         losses_of = (given[0].address, *given[0].strides) if given else (0, 0, 0)
-        home.launch(kernel, n, SUM_THREADS, target, extent, weight, losses_of, sums, ending, numerator)
+        arguments = (target, extent, weight, losses_of, sums, ending, numerator)
+        home.launch(kernel, n * parts, SUM_THREADS, *arguments, cluster=parts)
         done += n
-    if blocks > 1:
-        _total(home, (_address(partial), blocks, 1), dtype, ending, numerator, 1.0)
+    if clusters > 1:
+        _total(home, (_address(partial), clusters, 1), dtype, ending, numerator, 1.0)
 
 
 def _run_rowwise(
@@ -387,12 +392,12 @@ def _run_rowwise(
                 kernel = _compiled(rowwise_kernels.picks, code, stage)
                 blocks, threads = -(-outer * inner // PLANE_THREADS), PLANE_THREADS
             elif along:
-                shape = choices.row_shape(classes, code, dense, home.capability)
-                threads, height, _, parts = shape
-                held = shape.held(code, dense)
                 even = _even(arrays)
-                options = (code, mass_code, stage, dense, threads, height, held, parts, even, WARP)
-                kernel = _compiled(row_kernels.rows, *options, bounds=shape.bounds(code, dense, even, home.capability))
+                shape = choices.row_shape(classes, code, stage, dense, even, home.capability)
+                threads, height, _, parts = shape
+                options = (code, mass_code, stage, dense, threads, height, shape.held(code, dense), parts, even, WARP)
+                bounds = shape.bounds(code, stage, dense, even, home.capability)
+                kernel = _compiled(row_kernels.rows, *options, bounds=bounds)
                 cluster = max(parts, 1)
                 blocks, threads = -(-outer // height) * cluster, threads * height
             else:

@@ -1,11 +1,12 @@
 """Sums over rows and blocks in float64, in an order that the shape alone decides; labels checked; dtypes converted.
 
-`total` and `scan_labels` add numbers side by side, `each` at a time a thread and `rounds` times that a block. Of several
-blocks each writes its own sums, for `total` to add again; a single one ends them. Either way it tells whether there is
-a fault among the labels that it has read. Where they write are two tuples of integers:
+`total` and `scan_labels` add numbers side by side, `each` at a time a thread and `rounds` times that. `parts` blocks, a
+cluster, do so together. Of several clusters each writes its own sums, for `total` to add again; a single one ends them.
+Either way it tells whether there is a fault among the labels that it has read. Where they write are two tuples of
+integers:
 
-    sums      address of what blocks write: the sums of all, then those of weights, then whether each has seen a fault;
-              number of the first block of this launch; number of all blocks
+    sums      address of what clusters write: the sums of all, then those of weights, then how many have seen a fault;
+              number of the first cluster of this launch; number of all clusters
     ending    addresses, 0 for none: of whether there is a fault; of the sum, where it is to be kept; of a divisor, or
               BY_WEIGHTS; of the result
 
@@ -15,6 +16,7 @@ or numerator / sum where the sum is kept: it is the divisor of a mean then, and 
 
 import numpy as np
 from numba import cuda
+from numba.cuda import types
 
 from nbloss.cuda.functions import add
 from nbloss.cuda.groups import reduction
@@ -25,12 +27,14 @@ from nbloss.cuda.intrinsics import (
     STORED,
     U8,
     U8_CODE,
+    begin_cluster,
     device_function,
     load,
     load_integer,
     load_label,
     store,
     store_integer,
+    tell_cluster,
 )
 
 I32, I64, ONE_BIT, BELOW_SIGN = np.int32(0), np.int64(0), np.int64(1), np.int64(2**63 - 1)
@@ -39,28 +43,39 @@ GOOD, BAD = np.int32(0), np.int32(1)
 BY_WEIGHTS = np.int64(-1)
 
 
-def _finish(code, threads, warp):
+def _finish(code, threads, warp, parts):
     """A function that takes the sums of each thread, and whether it has seen a fault, to the end."""
     stored = STORED[code]
     totals = reduction(add, np.float64, threads, warp, 2)
+
+    @cuda.jit(device=True)
+    def of_all_parts(value, weights, bad):
+        slots = cuda.shared.array((parts, 3), types.float64)
+        tell_cluster(slots, np.int64(cuda.blockIdx.x) % parts, value, weights, bad)
+        value, weights, bad = WIDE, WIDE, WIDE
+        for part in range(parts):
+            value += slots[part, 0]
+            weights += slots[part, 1]
+            bad += slots[part, 2]
+        return value, weights, bad
 
     @device_function
     def finish(value, weights, bad, sums, ending, numerator, divisor):
         faults, kept, divisor_at, result = ending
         value, weights = totals(value, weights)
-        if faults != 0:
-            bad = cuda.syncthreads_or(bad)
-        if cuda.threadIdx.x == 0:
-            address, first, blocks = sums
-            if blocks > 1:
-                block = first + cuda.blockIdx.x
-                store(address + block * 8, value, WIDE)
-                store(address + (blocks + block) * 8, weights, WIDE)
-                if faults != 0:
-                    store_integer(address + (2 * blocks + block) * 8, np.int64(bad))
+        faulty = np.float64(cuda.syncthreads_or(bad)) if faults != 0 else WIDE
+        if parts > 1:
+            value, weights, faulty = of_all_parts(value, weights, faulty)
+        if cuda.threadIdx.x == 0 and cuda.blockIdx.x % parts == 0:
+            address, first, clusters = sums
+            if clusters > 1:
+                cluster = first + cuda.blockIdx.x // parts
+                store(address + cluster * 8, value, WIDE)
+                store(address + (clusters + cluster) * 8, weights, WIDE)
+                store(address + (2 * clusters + cluster) * 8, faulty, WIDE)
                 return
             if faults != 0:
-                store_integer(faults, np.int64(bad))
+                store_integer(faults, np.int64(faulty))
             if kept != 0:
                 store(kept, value, WIDE)
                 store(result, numerator / value, stored)
@@ -74,26 +89,42 @@ def _finish(code, threads, warp):
     return finish
 
 
-def total(code, threads, warp, each, rounds):
-    """The kernel that adds numbers side by side: of the kernel's type, or sums of blocks."""
+def _portion(threads, each, rounds, parts):
+    """A function that gives where a block begins, where its cluster ends, and how far its next numbers are."""
+
+    @device_function
+    def portion(count):
+        cluster, part = np.int64(cuda.blockIdx.x) // parts, np.int64(cuda.blockIdx.x) % parts
+        at_once = threads * each
+        begin = cluster * (at_once * rounds * parts)
+        return begin + part * at_once, min(begin + at_once * rounds * parts, count), at_once * parts
+
+    return portion
+
+
+def total(code, threads, warp, each, rounds, parts):
+    """The kernel that adds numbers side by side: of the kernel's type, or sums of clusters."""
     stored = STORED[code]
     size = stored.itemsize
-    finish = _finish(code, threads, warp)
+    finish = _finish(code, threads, warp, parts)
+    portion = _portion(threads, each, rounds, parts)
 
     def kernel(values, sums, ending, numerator, divisor):
-        address, count, of_blocks = values
-        begin = np.int64(cuda.blockIdx.x) * threads * each * rounds
+        address, count, of_clusters = values
+        if parts > 1:
+            begin_cluster()
+        begin, end, step = portion(count)
         numbers = cuda.local.array(each, np.float64)
         value, weights, bad = WIDE, WIDE, GOOD
-        for start in range(begin, min(begin + threads * each * rounds, count), threads * each):
+        for start in range(begin, end, step):
             for c in range(each):  # all loads before the first sum waits for one
                 j = start + c * threads + cuda.threadIdx.x
                 numbers[c] = WIDE
                 if j < count:
-                    numbers[c] = load(address + j * 8, WIDE) if of_blocks != 0 else load(address + j * size, stored)
-                    if of_blocks != 0:
+                    numbers[c] = load(address + j * 8, WIDE) if of_clusters != 0 else load(address + j * size, stored)
+                    if of_clusters != 0:
                         weights += load(address + (count + j) * 8, WIDE)
-                        if ending[0] != 0 and load_integer(address + (2 * count + j) * 8, I64) != 0:
+                        if load(address + (2 * count + j) * 8, WIDE) > 0:
                             bad = BAD
             for c in range(each):
                 value += numbers[c]
@@ -102,11 +133,11 @@ def total(code, threads, warp, each, rounds):
     return kernel
 
 
-def scan_labels(code, threads, warp, each, rounds):
-    """The kernel that reads labels: it adds the weights of rows that count, and if given their losses, and finds faults."""
+def scan_labels(code, threads, warp, each, rounds, parts):
+    """The kernel that reads labels: it adds the weights of rows that count, their losses if given, and finds faults."""
     one = STORED[code]
     size = one.itemsize
-    finish = _finish(code, threads, warp)
+    finish = _finish(code, threads, warp, parts)
 
     @device_function
     def counted(label, ignore, classes, weight):
@@ -127,17 +158,20 @@ def scan_labels(code, threads, warp, each, rounds):
         return fetch
 
     fetch_int64, fetch_int32 = fetcher(I64), fetcher(I32)
+    portion = _portion(threads, each, rounds, parts)
 
     def kernel(target, extent, weight, losses, sums, ending, numerator):
         t, t_outer, t_inner, t_code, ignore = target
         loss, loss_outer, loss_inner = losses
         outer, inner, classes = extent
         count = outer * inner
-        begin = np.int64(cuda.blockIdx.x) * threads * each * rounds
+        if parts > 1:
+            begin_cluster()
+        begin, end, step = portion(count)
         labels = cuda.local.array(each, np.int64)
         numbers = cuda.local.array(each, np.float64)
         value, weights, bad = WIDE, WIDE, GOOD
-        for start in range(begin, min(begin + threads * each * rounds, count), threads * each):
+        for start in range(begin, end, step):
             first = start + cuda.threadIdx.x
             if outer == 1 and t_code in (I8_CODE, I4_CODE):
                 # The usual case: all loads before the first label is looked at.
