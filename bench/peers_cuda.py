@@ -43,6 +43,15 @@ CASES = MAIN + _in_both(
         ("cross_entropy", (16384, 131072)),
     ]
 )
+# What else there is, beside torch alone.
+OTHERS = [
+    *(Case("cross_entropy", (8192, 32000), variant=v) for v in ("weights", "smoothing", "probabilities")),
+    Case("cross_entropy", (8192, 32000), "float16"),
+    Case("cross_entropy", (8192, 32000), "float64"),
+    Case("cross_entropy", (32, 21, 512, 512)),
+    Case("log_softmax", (32768, 8192)),
+    *(Case(loss, (1 << 28,)) for loss in ("binary_cross_entropy", "mse_loss", "l1_loss")),
+]
 COPY_BYTES = 1 << 32
 CLEARED_BYTES = 1 << 28
 LEAD = 2_000_000  # cycles, about a millisecond: longer than the host takes for any call
@@ -84,9 +93,22 @@ def inputs_on_device(case: Case) -> tuple[Any, Any]:
     x = torch.randn(case.shape, generator=generator, device="cuda", dtype=getattr(torch, case.dtype)).mul_(2)
     if case.loss in ROW_FUNCTIONS:
         return x, None
+    if case.loss == "binary_cross_entropy":
+        x = x.sigmoid_()
     if case.loss != "cross_entropy":
         return x, torch.rand(case.shape, generator=generator, device="cuda", dtype=x.dtype)
-    return x, torch.randint(case.shape[1], (case.shape[0],), generator=generator, device="cuda")
+    if case.variant == "probabilities":
+        return x, torch.rand(case.shape, generator=generator, device="cuda").softmax(1)
+    return x, torch.randint(case.shape[1], (case.shape[0], *case.shape[2:]), generator=generator, device="cuda")
+
+
+def options_on_device(case: Case) -> dict[str, Any]:
+    """Options of a case, which torch and nbloss give the same names."""
+    import torch
+
+    if case.variant == "weights":
+        return {"weight": torch.linspace(0.5, 1.5, case.shape[1], device="cuda")}
+    return {"label_smoothing": 0.1} if case.variant == "smoothing" else {}
 
 
 def _needs(module: str) -> Any:
@@ -105,7 +127,7 @@ def _nbloss(case: Case, x: Any, target: Any, work: str) -> Contestant:
     function = getattr(nbloss, case.loss)
     function = function if work == VALUE else function.value_and_grad
     arrays = (x,) if target is None else (x, target)
-    options = {} if target is None else {"check": False}
+    options = options_on_device(case) | ({} if target is None else {"check": False})
     try:
         function(*arrays, backend="cuda", **options)
     except RuntimeError as error:
@@ -128,19 +150,24 @@ def _with_autograd(loss: Callable[[Any], Any], x: Any, work: str) -> Callable[[]
 
 
 def _torch(case: Case, x: Any, target: Any, work: str) -> Contestant:
-    return Contestant(_with_autograd(torch_loss(case, target, None, 0.0), x, work))
+    options = options_on_device(case)
+    loss = torch_loss(case, target, options.get("weight"), options.get("label_smoothing", 0.0))
+    return Contestant(_with_autograd(loss, x, work))
 
 
 def _torch_compile(case: Case, x: Any, target: Any, work: str) -> Contestant:
     import torch
+
+    if case in OTHERS:
+        raise Absent("is compared on the other cases")
 
     torch._dynamo.reset()
     return Contestant(_with_autograd(torch.compile(torch_loss(case, target, None, 0.0), dynamic=False), x, work))
 
 
 def _only_cross_entropy(case: Case) -> None:
-    if case.loss != "cross_entropy":
-        raise Absent("is compared on cross-entropy")
+    if case.loss != "cross_entropy" or case in OTHERS:
+        raise Absent("is compared on plain cross-entropy")
 
 
 def _cupy(case: Case, x: Any, target: Any, work: str) -> Contestant:
@@ -220,9 +247,13 @@ def reference(case: Case, x: Any, target: Any, work: str) -> tuple[float, Any]:
     if case.loss in ROW_FUNCTIONS:
         return 0.0, getattr(torch, case.loss)(x[:: _step(x)].double(), -1)
 
+    options = {n: v.double() if n == "weight" else v for n, v in options_on_device(case).items()}
+    count = len(x) if target.is_floating_point() else target.numel()
+    divisor = float(options["weight"][target].sum()) if "weight" in options else count
+
     def loss(logits: Any, of: Any) -> Any:
         of = of.double() if of.is_floating_point() else of
-        return getattr(functional, case.loss)(logits, of, reduction="sum") / len(x)
+        return getattr(functional, case.loss)(logits, of, reduction="sum", **options) / divisor
 
     rows = max(PART * len(x) // x.numel(), 1)
     mean = sum(float(loss(some.double(), of)) for some, of in zip(x.split(rows), target.split(rows)))

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from bench import plots, store
 from bench.cases import POINTWISE, ROWWISE, SMALL, VALUE, VALUE_AND_GRAD, WORKS, Case
 from bench.peers import LABELS
-from bench.peers_cuda import CASES, DTYPES, MAIN
+from bench.peers_cuda import CASES, DTYPES, MAIN, OTHERS
 from bench.plots import TIMES, rows_of, title_of
 from bench.timing import time_of
 
@@ -174,7 +174,8 @@ def _range(low: float, high: float) -> str:
 
 def _compared(results: Results, cases: list[Case]) -> tuple[list[tuple[list[str], dict[str, Row]]], list[str]]:
     """([([case, work], {library: row})], libraries) of a device, float32 first."""
-    order = [case for dtype in DTYPES for case in cases if case.dtype == dtype]
+    dtypes = dict.fromkeys([*DTYPES, *(case.dtype for case in cases)])
+    order = [case for dtype in dtypes for case in cases if case.dtype == dtype]
     found = [
         ([title_of(case), WORKS[work]], rows)
         for case in order
@@ -209,7 +210,7 @@ def device_headline(results: Results) -> str:
 def device_full(results: Results) -> str:
     """Every case of a device: time and share of the ceiling."""
     by_classes = sorted(CASES, key=lambda case: (case.loss != "cross_entropy", case.shape[1:]))
-    found, libraries = _compared(results, by_classes)
+    found, libraries = _compared(results, [*by_classes, *OTHERS])
 
     def cell(row: Row | None) -> str:
         return f"{time_of(row['best'])}{_late(row)}, {row['share']:.0%}" if row else ""

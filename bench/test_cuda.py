@@ -16,7 +16,12 @@ from bench.timing import Timing
 # What peers warn of is not ours to fix.
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore")]
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 6e-2}  # torch rounds the log-softmax of bfloat16
+TOLERANCE = {
+    "float32": 1e-5,
+    "float64": 1e-12,
+    "float16": 1e-2,
+    "bfloat16": 6e-2,
+}  # torch rounds the log-softmax of bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def _agreed(case, work, x, target, libraries):
     return contestants, left_out
 
 
-@over(peers_cuda.CASES, (VALUE, VALUE_AND_GRAD), peers_cuda.MAIN)
+@over([*peers_cuda.CASES, *peers_cuda.OTHERS], (VALUE, VALUE_AND_GRAD), peers_cuda.MAIN)
 def test_beside_peers(case, work, quick, libraries, device_ceilings, report):
     x, target = peers_cuda.inputs_on_device(case)
     contestants, left_out = _agreed(case, work, x, target, libraries)
@@ -87,6 +92,7 @@ def test_beside_peers(case, work, quick, libraries, device_ceilings, report):
             "ceiling": round(device_ceilings[writes] / 1e9, 1),
             "share": round(moved / t.best / device_ceilings[writes], 3),
         }
+        | ({"variant": case.variant} if case.variant else {})
         | ({"late": True} if 2 * late[name] > len(t.seconds) else {})
         | ({"ratio": round(t.best / times["nbloss"].best, 3)} if name != "nbloss" and "nbloss" in times else {})
         for name, t in times.items()

@@ -32,7 +32,7 @@ PLANE_THREADS = 128
 # A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
 # rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
 POINT_THREADS, POINT_CHUNKS, POINT_BLOCKS = 256, 16, 2048
-# Sums over rows and blocks: threads of a block, elements that a thread reads at once, how often, and blocks of a cluster,
+# Sums over rows and blocks: threads of a block, elements that a thread reads at once, how often, blocks of a cluster,
 # if a device has any. 32768 labels took one block 9 µs.
 SUM_THREADS, SUM_EACH, SUM_ROUNDS, SUM_PARTS = 1024, 8, 8, 8
 
