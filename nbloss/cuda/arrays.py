@@ -105,14 +105,15 @@ def view_at(
     return view
 
 
-def departed(arguments: Iterable[object]) -> None:
-    """Let the stream of every `DeviceArray` among the arguments of a call wait for the stream of the call.
-
-    Its memory is read and given back in the order of its own stream, which knows nothing of what the call does.
-    """
-    for view in arguments:
-        if isinstance(view, DeviceView) and isinstance(view.source, DeviceArray):
-            view.home.before(view.source.stream)
+def parameters(arguments: Iterable[Any]) -> list[Any]:
+    """The numbers that a kernel is given, those in tuples one by one."""
+    numbers: list[Any] = []
+    for argument in arguments:
+        if type(argument) is tuple:
+            numbers += argument
+        else:
+            numbers.append(argument)
+    return numbers
 
 
 def delivered(array: Any) -> Any:
@@ -188,11 +189,11 @@ class DeviceArray:
         """Address of the stream that computes it; 0 is the legacy default stream."""
         return self._view.home.stream
 
-    def view(self, home: Home) -> DeviceView:
-        """The memory as nbloss works with it, on a stream."""
-        view: DeviceView = self._view.view()
-        view.home, view.source = home, self
-        return view
+    @property
+    def layout(self) -> Layout:
+        """Where and how it lies in memory."""
+        view = self._view
+        return view.address, view.shape, view.strides, view.dtype, False, view.home.number, view.keeper
 
     def copy_to_host(self) -> Array:
         """The elements as a NumPy array, once the device has computed them."""

@@ -6,21 +6,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import struct
+import threading
+from array import array
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
-from cuda.core import LEGACY_DEFAULT_STREAM, Device, LaunchConfig, Stream
-from cuda.core import launch as start
+from cuda.core import LEGACY_DEFAULT_STREAM, Device, Stream
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
-from nbloss.cuda.arrays import DLPACK_CUDA, Layout
+from nbloss.cuda.arrays import DLPACK_CUDA, Layout, parameters
 
 DLPACK_BFLOAT16 = 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
 CURRENT = contextlib.nullcontext()
+PACKED = {np.float32: "f4x", np.float64: "d", float: "d"}  # in eight bytes each; all others are integers
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 
 
@@ -117,31 +121,64 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
         _checked(driver.cuMemsetD8Async(address, 0, size, stream))
 
 
-_loaded: dict[tuple[Any, int], Any] = {}
+_loaded: dict[tuple[Any, int], int] = {}
 
 
-def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> Any:
+def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> int:
     """Compile a kernel for a device, for arguments of these types: a kernel is never given others."""
     (compiled,) = kernel.specialize(*arguments).overloads.values()
-    _loaded[kernel, number] = handle = compiled.library.get_cufunc().kernel
+    _loaded[kernel, number] = handle = int(compiled.library.get_cufunc().handle)
     return handle
 
 
-def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
-    """Start a kernel.
+class Launch:
+    """A kernel with its parameters, to be started on any stream, with other numbers in some of their places.
 
-    Numba compiles it, and cuda.core starts it with each number in its tuples as a parameter of eight bytes, as Numba's
-    own launch would 20 to 40 µs later.
+    Numba compiles it, and gives each number of a tuple a parameter of its own; its own launch takes 20 to 40 µs more.
     """
-    parameters: list[Any] = []
-    for argument in arguments:
-        if type(argument) is tuple:
-            parameters += argument
-        else:
-            parameters.append(argument)
-    with _on(number):
-        handle = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
-        start(_stream(stream), LaunchConfig(grid=blocks, block=threads), handle, *parameters)
+
+    def __init__(
+        self, kernel: Any, blocks: int, threads: int, number: int, arguments: tuple[Any, ...], cluster: int = 1
+    ) -> None:
+        with _on(number):
+            self._function = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
+        numbers = parameters(arguments)
+        self._numbers = array("q", bytes(8 * len(numbers)))
+        struct.pack_into("".join(PACKED.get(type(n), "q") for n in numbers), self._numbers, 0, *numbers)
+        first, _ = self._numbers.buffer_info()
+        self._places = array("Q", range(first, first + 8 * len(numbers), 8))
+        self._places_at, _ = self._places.buffer_info()
+        self._configuration = _configuration(blocks, threads, cluster)
+        self._number = number
+        self._lock = threading.Lock()
+
+    def start(self, stream: int, moved: Iterable[tuple[int, int]] = ()) -> None:
+        """Start the kernel; the driver copies its parameters before this returns."""
+        with self._lock, _on(self._number):
+            for place, number in moved:
+                self._numbers[place] = number
+            self._configuration.hStream = stream or LEGACY_STREAM
+            _checked(driver.cuLaunchKernelEx(self._configuration, self._function, self._places_at, 0))
+
+
+def launch(
+    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int = 1
+) -> None:
+    """Start a kernel once."""
+    Launch(kernel, blocks, threads, number, arguments, cluster).start(stream)
+
+
+def _configuration(blocks: int, threads: int, cluster: int) -> Any:
+    configuration = driver.CUlaunchConfig()
+    configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ = blocks, 1, 1
+    configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ = threads, 1, 1
+    if cluster > 1:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        dimension = attribute.value.clusterDim
+        dimension.x, dimension.y, dimension.z = cluster, 1, 1
+        configuration.attrs, configuration.numAttrs = [attribute], 1
+    return configuration
 
 
 @cache

@@ -6,11 +6,13 @@ The same functions as nbloss.cuda.driver; `number` and `stream` mean nothing her
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from nbloss.cuda.arrays import Layout
+from nbloss.cuda.arrays import Layout, parameters
 
 
 def device_names() -> list[str]:
@@ -52,8 +54,26 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
     ctypes.memset(address, 0, size)
 
 
-def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
+def launch(
+    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int = 1
+) -> None:
     kernel[blocks, threads](*arguments)
+
+
+class Launch:
+    """A kernel with its parameters, to be started on any stream, with other numbers in some of their places."""
+
+    def __init__(
+        self, kernel: Any, blocks: int, threads: int, number: int, arguments: tuple[Any, ...], cluster: int = 1
+    ) -> None:
+        self._kernel, self._grid, self._number, self._cluster = kernel, (blocks, threads), number, cluster
+        self._arguments = arguments
+
+    def start(self, stream: int, moved: Iterable[tuple[int, int]] = ()) -> None:
+        numbers = dict(enumerate(parameters(self._arguments))) | dict(moved)
+        rest = iter(numbers.values())
+        arguments = tuple(tuple(islice(rest, len(a))) if type(a) is tuple else next(rest) for a in self._arguments)
+        launch(self._kernel, *self._grid, self._number, stream, arguments, self._cluster)
 
 
 def order(number: int, first: int, then: int) -> None:
