@@ -27,8 +27,7 @@ def results(
     there = [k for k, v in enumerate(values) if on_device(v) and names[k] not in _NO_ARRAYS]
     if not there:
         return solve(values)
-    _device().require(f"{names[there[0]]} is a device array, and the CUDA backend")
-    return cast("tuple[Any, Any]", _device_plans().call(entry, solve, names, values, there))
+    return cast("tuple[Any, Any]", _plans_for(names[there[0]]).call(entry, solve, names, values, there))
 
 
 _NO_ARRAYS = {"axis", "ignore_index", "label_smoothing", "reduction", "backend", "stream", "check"}
@@ -106,8 +105,9 @@ def _device() -> Any:
 
 
 @functools.cache
-def _device_plans() -> Any:
-    """Calls on device arrays. CUDA is imported here too."""
+def _plans_for(argument: str) -> Any:
+    """Calls on device arrays, of which this argument is one. CUDA is imported here too."""
+    _device().require(f"{argument} is a device array, and the CUDA backend")
     from nbloss.cuda import plans
 
     return plans

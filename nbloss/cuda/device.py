@@ -177,12 +177,11 @@ def layout_of(name: str, value: Any, stream: int) -> Layout:
         memory().order(value.device, value.stream, stream)
         return value.layout
     try:
-        address, shape, strides, dtype, read_only, number, keeper = memory().layout_of(value, stream)
+        layout: Layout = memory().layout_of(value, stream)
     except Exception as error:  # each library refuses in its own way
         raise TypeError(f"{name} cannot be taken from its device: {_line(error)}") from None
-    if dtype.kind == "V" and dtype.itemsize == 2:
-        dtype = bfloat16()
-    return address, tuple(shape), strides, dtype, read_only, number, keeper
+    dtype = layout.dtype
+    return layout._replace(dtype=bfloat16()) if dtype.kind == "V" and dtype.itemsize == 2 else layout
 
 
 def arrived(name: str, value: Any, layout: Layout, home: Home) -> DeviceView:

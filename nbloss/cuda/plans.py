@@ -36,9 +36,13 @@ def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], ther
     plan = _plans.get(key)
     if plan is None and key in _plans:
         plan = _plans[key] = _rehearsed(solve, names, values, layouts)
-    made = None if plan is None else plan.done(Home(layouts[0][5], stream), layouts.values(), values)
+    made = None
+    if plan is not None:
+        home = Home(layouts[0].number, stream)
+        with device.memory().on(home.number):
+            made = plan.done(home, layouts.values(), values)
     if made is None:
-        views = {k: arrived(names[k], values[k], layout, Home(layout[5], stream)) for k, layout in layouts.items()}
+        views = {k: arrived(names[k], values[k], layout, Home(layout.number, stream)) for k, layout in layouts.items()}
         loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
         made = delivered(loss), delivered(gradient)
         if key is not None and plan is None:
@@ -48,7 +52,7 @@ def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], ther
     for k, layout in layouts.items():
         if isinstance(values[k], DeviceArray):
             # It is read and given back in the order of its own stream, which knows nothing of what the call does.
-            device.memory().order(layout[5], pointer, values[k].stream)
+            device.memory().order(layout.number, pointer, values[k].stream)
     return made
 
 
@@ -64,21 +68,20 @@ def _key(entry: str, names: Sequence[str], values: Sequence[Any], layouts: Layou
 
     What was checked and worked out for one of them holds for all. None where it takes a closer look.
     """
-    parts: list[Any] = [entry, choices.forced]
-    for k, name in enumerate(names):
-        value, layout = values[k], layouts.get(k)
-        if layout is not None:
-            address, shape, strides, dtype, read_only, number, _ = layout
-            if 0 in shape:
+    parts: list[Any] = [entry, choices.forced, *names]
+    for k, value in enumerate(values):
+        if k in layouts:
+            layout = layouts[k]
+            if 0 in layout.shape:
                 return None
-            parts += (name, shape, strides, dtype, address % VECTOR_BYTES, read_only, number)
-        elif name != "stream":
+            parts += (layout[1:6], layout.address % VECTOR_BYTES)  # all but the address and what keeps it
+        elif names[k] != "stream":
             kind = type(value)
             if kind in FLOATS:
                 value = float(value).hex()  # for 0.0 and -0.0 are equal, and NaN is not
             elif kind not in PLAIN or (kind is int and abs(value) >= SPAN):
                 return None
-            parts += (name, kind, value)
+            parts += (kind, value)
     if 0 not in layouts:
         return None
     out = _out(names, layouts)
@@ -91,7 +94,9 @@ def _key(entry: str, names: Sequence[str], values: Sequence[Any], layouts: Layou
 
 
 def _out(names: Sequence[str], layouts: Layouts) -> int | None:
-    return next((k for k in layouts if names[k] == "out"), None)
+    """The number of the argument that is written to."""
+    k = names.index("out") if "out" in names else None
+    return k if k in layouts else None
 
 
 def _is_in_place(out: int, layouts: Layouts) -> bool:
@@ -104,11 +109,11 @@ def _are_apart(a: Layout, b: Layout) -> bool:
 
 
 def _extent(layout: Layout) -> tuple[int, int]:
-    address, shape, strides, dtype, *_ = layout
-    if strides is None:
-        return address, address + math.prod(shape) * dtype.itemsize
-    reach = [(n - 1) * step for n, step in zip(shape, strides)]
-    return address + sum(r for r in reach if r < 0), address + sum(r for r in reach if r > 0) + dtype.itemsize
+    low, size = layout.address, layout.dtype.itemsize
+    if layout.strides is None:
+        return low, low + math.prod(layout.shape) * size
+    reach = [(n - 1) * step for n, step in zip(layout.shape, layout.strides)]
+    return low + sum(r for r in reach if r < 0), low + sum(r for r in reach if r > 0) + size
 
 
 # --- plans ------------------------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ class Plan(NamedTuple):
 
     def done(self, home: Home, layouts: Iterable[Layout], values: Sequence[Any]) -> tuple[Any, Any] | None:
         """The results, or None if there is a fault: all is worked out again by what will describe it."""
-        bases = [layout[0] for layout in layouts]
+        bases = [layout.address for layout in layouts]
         given = len(bases)
         owners = []
         for size in self.sizes:
@@ -146,20 +151,21 @@ class Plan(NamedTuple):
             if step(home, bases):
                 return None
 
-        def result(is_made: Result | int | None) -> Any:
-            if not isinstance(is_made, Result):
-                return None if is_made is None else values[is_made]
-            (base, offset), shape, strides, dtype = is_made
-            return DeviceArray(view_at(bases[base] + offset, shape, strides, dtype, False, home, owners[base - given]))
+        def received(result: Result | int | None) -> Any:
+            if not isinstance(result, Result):
+                return None if result is None else values[result]
+            (base, offset), shape, strides, dtype = result
+            owner = owners[base - given]
+            return DeviceArray(Layout(bases[base] + offset, shape, strides, dtype, False, home.number, owner), home)
 
         loss, gradient = self.results
-        return result(loss), result(gradient)
+        return received(loss), received(gradient)
 
 
 def _rehearsed(solve: Solve, names: Sequence[str], values: Sequence[Any], layouts: Layouts) -> Plan:
     """The plan of a call that has a key."""
-    home = Rehearsal(layouts[0][5])
-    given = {k: home.base(layout[0] % VECTOR_BYTES) for k, layout in layouts.items()}
+    home = Rehearsal(layouts[0].number)
+    given = {k: home.base(layout.address % VECTOR_BYTES) for k, layout in layouts.items()}
     out = _out(names, layouts)
     if out is not None and _is_in_place(out, layouts):
         given[out] = given[0]
@@ -228,10 +234,8 @@ class Rehearsal(Home):
     def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1) -> None:
         numbers = enumerate(parameters(arguments))
         moved = [(k, *self.place(n)) for k, n in numbers if isinstance(n, int) and n >= SPAN]
-        launch = device.memory().Launch(kernel, blocks, threads, self.number, arguments, cluster)
-        self.steps.append(
-            lambda home, bases: launch.start(home.stream, [(k, bases[base] + offset) for k, base, offset in moved])
-        )
+        launch = device.memory().Launch(kernel, blocks, threads, self.number, arguments, cluster, moved)
+        self.steps.append(lambda home, bases: launch.start(home.stream, bases))
 
     def download(self, view: DeviceView) -> Array:
         raise RuntimeError("what depends on values of the device cannot be rehearsed")
