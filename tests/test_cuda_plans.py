@@ -1,9 +1,12 @@
 """Calls on device arrays that are alike: later ones, which take the plan of the first, give what a first one would."""
 
+import ctypes
 import functools
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import CUDA, SIMULATED
@@ -242,3 +245,64 @@ def test_plans_are_few(rng, monkeypatch):
         nbloss.mse_loss.grad(x, t, factor)
         assert set(plans._plans.values()) == {None}
         assert len(plans._plans) <= 4
+
+
+def test_parameters_lie_as_kernels_read_them():
+    """Eight bytes each, found by their addresses; no device is needed for this."""
+    pytest.importorskip("cuda.core")
+    from nbloss.cuda import driver
+
+    arguments = ((1, -2), np.float32(1.5), 2.5, np.float64(3.5), 2**62)
+    packed = driver.struct.Struct("qqf4xddq")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(driver._loaded, ("kernel", 0), (None, packed))
+        launch = driver.Launch("kernel", 5, 64, 0, arguments, 4, [(1, 0, 8)])
+    kinds = (ctypes.c_int64, ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctypes.c_double, ctypes.c_int64)
+    read = [kind.from_address(at).value for kind, at in zip(kinds, launch._places)]
+    assert read == [1, -2, 1.5, 2.5, 3.5, 2**62]
+    assert ctypes.addressof(ctypes.c_uint64.from_address(launch._places_at)) == launch._places.buffer_info()[0]
+    assert (launch._configuration.gridDimX, launch._configuration.blockDimX) == (5, 64)
+    (attribute,) = launch._configuration.attrs
+    assert attribute.value.clusterDim.x == 4
+
+
+class Tensor:
+    """What a tensor of PyTorch answers."""
+
+    def __init__(self, **different):
+        self.dtype, self.layout, self.is_cuda, self.requires_grad, self.shape = (
+            "torch.float16",
+            "strided",
+            True,
+            False,
+            (3, 4),
+        )
+        self.__dict__ |= different
+
+    is_neg, data_ptr, get_device, stride = (lambda self, v=v: v for v in (False, 4096, 1, (8, 2)))
+
+
+def test_tensors(monkeypatch):
+    """Plain ones are read directly; of all others DLPack has to say what they are, or why not."""
+    pytest.importorskip("cuda.core")
+    from nbloss.cuda import driver
+
+    waits = []
+    monkeypatch.setattr(driver, "order", lambda *args: waits.append(args))
+    torch = types.SimpleNamespace(
+        strided="strided", _C=types.SimpleNamespace(_cuda_getCurrentRawStream=lambda n: 7 + n)
+    )
+    tensor = Tensor()
+    expected = (4096, (3, 4), (16, 4), np.dtype("float16"), False, 1, tensor)
+    assert driver._layout_of_tensor(torch, tensor, 9) == expected
+    assert waits == [(1, 8, 9)]
+    assert driver._layout_of_tensor(torch, Tensor(dtype="torch.bfloat16"), 9).dtype == ml_dtypes.bfloat16
+    for different in (
+        {"dtype": "torch.complex64"},
+        {"is_cuda": False},
+        {"layout": "sparse"},
+        {"requires_grad": True},
+        {"is_neg": lambda: True},
+        {"data_ptr": lambda: 0},
+    ):
+        assert driver._layout_of_tensor(torch, Tensor(**different), 9) is None

@@ -61,13 +61,12 @@ def _layout_of_tensor(torch: Any, tensor: Any, stream: int) -> Layout | None:
     dtype = _dtype_of(tensor.dtype)
     if dtype is None or not tensor.is_cuda or tensor.layout is not torch.strided:
         return None
-    if tensor.requires_grad or tensor.is_neg() or not tensor.numel():
+    address, number, size = tensor.data_ptr(), tensor.get_device(), dtype.itemsize
+    if tensor.requires_grad or tensor.is_neg() or not address:
         return None
-    number = tensor.get_device()
     order(number, torch._C._cuda_getCurrentRawStream(number), stream)
-    size = dtype.itemsize
     strides = tuple([n * size for n in tensor.stride()])
-    return Layout(tensor.data_ptr(), tuple(tensor.shape), strides, dtype, False, number, tensor)
+    return Layout(address, tuple(tensor.shape), strides, dtype, False, number, tensor)
 
 
 @cache
@@ -107,9 +106,7 @@ def _stream(stream: int) -> Any:
 def allocate(number: int, size: int, stream: int) -> tuple[int, object]:
     """(address, owner) of new memory from the device's pool, given back in the order of the stream."""
     with on(number):
-        owner = Device(number)
-        owner.set_current()  # the context is current, but cuda.core wants to be told
-        buffer = owner.allocate(max(size, 1), stream=_stream(stream))
+        buffer = Device(number).memory_resource.allocate(max(size, 1), stream=_stream(stream))
     return int(buffer.handle), buffer
 
 
@@ -149,15 +146,17 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
         _checked(driver.cuMemsetD8Async(address, 0, size, stream))
 
 
-_loaded: dict[tuple[Any, int], Any] = {}
+_loaded: dict[tuple[Any, int], tuple[Any, struct.Struct]] = {}
 
 
-def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> Any:
+def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> tuple[Any, struct.Struct]:
     """Compile a kernel for a device, for arguments of these types: a kernel is never given others."""
     with on(number):
         (compiled,) = kernel.specialize(*arguments).overloads.values()
-        _loaded[kernel, number] = function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
-    return function
+        function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
+    packed = struct.Struct("".join(PACKED.get(type(n), "q") for n in parameters(arguments)))
+    _loaded[kernel, number] = function, packed
+    return function, packed
 
 
 class Launch:
@@ -178,12 +177,10 @@ class Launch:
         cluster: int = 1,
         moved: Sequence[tuple[int, int, int]] = (),
     ) -> None:
-        self._function = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
-        numbers = parameters(arguments)
-        self._numbers = array("q", bytes(8 * len(numbers)))
-        struct.pack_into("".join(PACKED.get(type(n), "q") for n in numbers), self._numbers, 0, *numbers)
-        first, _ = self._numbers.buffer_info()
-        self._places = array("Q", range(first, first + 8 * len(numbers), 8))
+        self._function, packed = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
+        self._numbers = array("q", packed.pack(*parameters(arguments)))
+        first, count = self._numbers.buffer_info()
+        self._places = array("Q", range(first, first + 8 * count, 8))
         self._places_at, _ = self._places.buffer_info()
         self._moved = moved
         self._configuration = _configuration(blocks, threads, cluster)

@@ -139,7 +139,7 @@ class Plan(NamedTuple):
     results: tuple[Result | int | None, Result | int | None]  # an int: the argument that it is written to
 
     def done(self, home: Home, layouts: Iterable[Layout], values: Sequence[Any]) -> tuple[Any, Any] | None:
-        """The results, or None if there is a fault: all is worked out again by what will describe it."""
+        """The results, or None if there is a fault, which only the call itself describes."""
         bases = [layout.address for layout in layouts]
         given = len(bases)
         owners = []
@@ -165,13 +165,13 @@ class Plan(NamedTuple):
 def _rehearsed(solve: Solve, names: Sequence[str], values: Sequence[Any], layouts: Layouts) -> Plan:
     """The plan of a call that has a key."""
     home = Rehearsal(layouts[0].number)
-    given = {k: home.base(layout.address % VECTOR_BYTES) for k, layout in layouts.items()}
+    places = {k: home.bases[home.base(layout.address % VECTOR_BYTES)] for k, layout in layouts.items()}
     out = _out(names, layouts)
     if out is not None and _is_in_place(out, layouts):
-        given[out] = given[0]
+        places[out] = places[0]
     views = {}
     for k, (_, shape, strides, dtype, read_only, _, _) in layouts.items():
-        views[k] = view_at(home.bases[given[k]], shape, strides, dtype, read_only, home, None)
+        views[k] = view_at(places[k], shape, strides, dtype, read_only, home, None)
     loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
 
     def result(view: Any) -> Result | int | None:
@@ -180,7 +180,7 @@ def _rehearsed(solve: Solve, names: Sequence[str], values: Sequence[Any], layout
         base, offset = home.place(view.address)
         return out if base < len(layouts) else Result((base, offset), view.shape, view.strides, view.dtype)
 
-    return Plan(home.sizes, home.steps, (result(loss), result(gradient)))
+    return Plan(list(home.sizes.values()), home.steps, (result(loss), result(gradient)))
 
 
 class Rehearsal(Home):
@@ -192,7 +192,7 @@ class Rehearsal(Home):
     def __init__(self, number: int) -> None:
         super().__init__(number, None)
         self.bases: list[int] = []
-        self.sizes: list[int] = []
+        self.sizes: dict[int, int] = {}  # of the bases that are memory asked for
         self.steps: list[Step] = []
         self._together: int | None = None
 
@@ -207,16 +207,14 @@ class Rehearsal(Home):
         return base, address - self.bases[base]
 
     def allocate(self, size: int) -> tuple[int, object]:
-        size = -(-max(size, 1) // self.PIECE) * self.PIECE
-        if size > self.SMALL:
-            self.sizes.append(size)
-            return self.bases[self.base()], None
-        if self._together is None:
-            self._together = self.base()
-            self.sizes.append(0)
-        last = len(self.bases) - self._together
-        self.sizes[-last] += size
-        return self.bases[self._together] + self.sizes[-last] - size, None
+        small = size <= self.SMALL
+        base = self._together if small else None
+        if base is None:
+            base = self.base()
+            self._together = base if small else self._together
+        offset = self.sizes.get(base, 0)
+        self.sizes[base] = offset + -(-max(size, 1) // self.PIECE) * self.PIECE
+        return self.bases[base] + offset, None
 
     def clear(self, address: int, size: int) -> None:
         base, offset = self.place(address)
