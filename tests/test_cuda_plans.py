@@ -192,6 +192,17 @@ def test_refusals(rng):
     assert not plans._plans
 
 
+@pytest.mark.skipif(SIMULATED, reason="the simulator has no memory to share")
+def test_results_are_shared_where_they_lie(rng):
+    """Those of a plan are parts of what was asked for at once."""
+    utils = pytest.importorskip("cuda.core.utils")
+    x, t, _ = arguments(rng, "cross_entropy", {})
+    for _ in range(3):
+        for made in nbloss.cross_entropy.value_and_grad(x, t, check=False):
+            address, _ = made.__cuda_array_interface__["data"]
+            assert utils.StridedMemoryView.from_dlpack(made, stream_ptr=-1).ptr == address
+
+
 @pytest.mark.skipif(not SIMULATED, reason="streams that are but numbers")
 def test_other_streams(rng, monkeypatch):
     """A plan is done on the stream of each call; what another stream made, or will read, is waited for."""

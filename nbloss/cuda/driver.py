@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
-from cuda.core import LEGACY_DEFAULT_STREAM, Device, Stream
+from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, Stream
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
@@ -256,7 +256,10 @@ def dlpack(
     bfloat16 = view.dtype.kind == "V"
     dtype = np.dtype(np.uint16) if bfloat16 else view.dtype
     with on(number):
-        shared = StridedMemoryView.from_buffer(view.keeper, shape=view.shape, strides=strides, dtype=dtype)
+        memory = Buffer.from_handle(
+            view.address, max(view.nbytes, 1), owner=view.keeper
+        )  # a part of what the keeper holds
+        shared = StridedMemoryView.from_buffer(memory, shape=view.shape, strides=strides, dtype=dtype)
         capsule: object = shared.__dlpack__(max_version=max_version)
     if bfloat16:
         call_bfloat16(capsule)
