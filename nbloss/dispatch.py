@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, repeat
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import problem as problems
-from nbloss.cuda.arrays import delivered, departed, on_device
+from nbloss.cuda.arrays import on_device
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise
 
 Key = tuple[object, ...]
@@ -21,15 +20,17 @@ P = ParamSpec("P")
 Problem = TypeVar("Problem", Pointwise, Rowwise)
 
 
-def arrived(names: Iterable[str], values: Iterable[Any], stream: object) -> list[Any]:
-    """Arguments with arrays on a device as views of their memory, and all others as they are."""
-    return [
-        _arrive(name, v, stream) if on_device(v) else v for v, name in zip(values, chain(names, repeat("argument")))
-    ]
+def results(
+    entry: str, solve: Callable[[list[Any]], tuple[Any, Any]], names: Sequence[str], values: list[Any]
+) -> tuple[Any, Any]:
+    """What `solve` makes of arguments of these names: arrays on a device are views of their memory to it."""
+    there = [k for k, v in enumerate(values) if on_device(v) and names[k] not in _NO_ARRAYS]
+    if not there:
+        return solve(values)
+    return cast("tuple[Any, Any]", _plans_for(names[there[0]]).call(entry, solve, names, values, there))
 
 
-def _arrive(name: str, value: object, stream: object) -> Array:
-    return cast("Array", _device().arrive(name, value, stream))
+_NO_ARRAYS = {"axis", "ignore_index", "label_smoothing", "reduction", "backend", "stream", "check"}
 
 
 def choose(backend: str, stream: object, problem: Problem) -> Problem:
@@ -101,6 +102,15 @@ def _device() -> Any:
     from nbloss.cuda import device
 
     return device
+
+
+@functools.cache
+def _plans_for(argument: str) -> Any:
+    """Calls on device arrays, of which this argument is one. CUDA is imported here too."""
+    _device().require(f"{argument} is a device array, and the CUDA backend")
+    from nbloss.cuda import plans
+
+    return plans
 
 
 @functools.cache
@@ -233,19 +243,15 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
             known = replay(key, x, target, form, out, 1.0 if grad_output is None else float(grad_output), kwargs)
             if known is not None:
                 return known
-        used: Sequence[object] = ()
-        if any(map(on_device, (*args, grad_output, out, *kwargs.values()))):
-            stream = kwargs.get("stream")
-            args = arrived(names, args, stream)
-            grad_output, out = arrived(["grad_output", "out"], [grad_output, out], stream)
-            arrays = {n: v for n, v in kwargs.items() if n in (*names, *_WEIGHTS)}
-            kwargs |= dict(zip(arrays, arrived(arrays, arrays.values(), stream)))
-            used = [*args, grad_output, out, *kwargs.values()]
-        problem = cast("Callable[..., Pointwise | Rowwise]", define)(*args, **kwargs)
-        given = (*args, kwargs)
-        loss, gradient = solve(problem, value=value, form=form, out=out, grad_output=grad_output, key=key, given=given)
-        departed(used)
-        return delivered(loss), delivered(gradient)
+
+        def solved(values: list[Any]) -> tuple[Any, Any]:
+            *given, grad_output, out = values[: len(args) + 2]
+            given.append(dict(zip(kwargs, values[len(args) + 2 :])))
+            problem = cast("Callable[..., Pointwise | Rowwise]", define)(*given[:-1], **given[-1])
+            return solve(problem, value=value, form=form, out=out, grad_output=grad_output, key=key, given=tuple(given))
+
+        called = [*names[: len(args)], *["argument"] * (len(args) - 2), "grad_output", "out", *kwargs]
+        return results(entry, solved, called, [*args, grad_output, out, *kwargs.values()])
 
     @functools.wraps(define)
     def value(*args: P.args, **kwargs: P.kwargs) -> Any:

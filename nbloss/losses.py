@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import problem
-from nbloss.cuda.arrays import delivered, departed
-from nbloss.dispatch import arrived, choose, key_of, loss, replay, solve
+from nbloss.dispatch import choose, key_of, loss, replay, results, solve
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array, Pointwise, Reduction, Rowwise
 
 Backend = str
@@ -438,21 +437,25 @@ def logsumexp(
     known = replay(key, x, None, LOSS_ONLY, None, 1.0, {})
     if known is not None:
         return known[0][()]
-    (x,) = arrived(["x"], [x], stream)
-    given = x
-    if axis is None or isinstance(axis, Sequence):
-        values = problem.as_floats("x", x)
-        axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
-        if len(set(axes)) < len(axes):
-            raise ValueError(f"axis must not name a dimension twice, got {axis!r}")
-        kept = [k for k in range(values.ndim) if k not in axes]
-        gone = [k for k in axes if k < values.ndim]
-        row = math.prod(values.shape[k] for k in gone)
-        x = values.transpose(*kept, *gone).reshape(*(values.shape[k] for k in kept), row)
-        axis = -1
-    rows = choose(backend, stream, problem.rows(x, axis))
-    result = delivered(solve(rows, value=True, key=key, given=(given, None, {}))[0])
-    departed([given])
+
+    def solved(arguments: list[Any]) -> tuple[Any, Any]:
+        values = given = arguments[0]
+        where: Any = axis
+        if axis is None or isinstance(axis, Sequence):
+            values = problem.as_floats("x", given)
+            axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
+            if len(set(axes)) < len(axes):
+                raise ValueError(f"axis must not name a dimension twice, got {axis!r}")
+            kept = [k for k in range(values.ndim) if k not in axes]
+            gone = [k for k in axes if k < values.ndim]
+            row = math.prod(values.shape[k] for k in gone)
+            values = values.transpose(*kept, *gone).reshape(*(values.shape[k] for k in kept), row)
+            where = -1
+        rows = choose(backend, stream, problem.rows(values, where))
+        return solve(rows, value=True, key=key, given=(given, None, {}))
+
+    names = ["x", "axis", "backend", "stream"]
+    result = results("logsumexp", solved, names, [x, axis, backend, stream])[0]
     return result[()] if isinstance(result, np.ndarray) else result
 
 
@@ -552,11 +555,16 @@ def _map_rows(
     known = replay(key, x, None, form, out, 1.0, {})
     if known is not None:
         return cast("Array", known[1])
-    x, given = arrived(["x", "out"], [x, out], stream)
-    values = problem.as_floats("x", x)
-    flat = given.reshape(1) if isinstance(given, np.ndarray) and given.shape == values.shape == () else given
-    rows = choose(backend, stream, problem.rows(values, axis))
-    result = solve(rows, value=False, form=form, out=flat, key=key, given=(x, None, {}))[1]
-    departed([x, given])
-    assert result is not None
-    return out if out is not None else cast("Array", delivered(result.reshape(values.shape)))
+
+    def solved(arguments: list[Any]) -> tuple[Any, Any]:
+        x, out, *_ = arguments
+        values = problem.as_floats("x", x)
+        flat = out.reshape(1) if isinstance(out, np.ndarray) and out.shape == values.shape == () else out
+        rows = choose(backend, stream, problem.rows(values, axis))
+        result = solve(rows, value=False, form=form, out=flat, key=key, given=(x, None, {}))[1]
+        assert result is not None
+        return None, result.reshape(values.shape)
+
+    names = ["x", "out", "axis", "backend", "stream"]
+    result = results(_MAPS[form], solved, names, [x, out, axis, backend, stream])[1]
+    return out if out is not None else cast("Array", result)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -45,6 +46,8 @@ def pytest_collection_modifyitems(config, items):
 def no_plans():
     """Tests change what plans were made with."""
     dispatch._plans.clear()
+    if "nbloss.cuda.plans" in sys.modules:
+        sys.modules["nbloss.cuda.plans"]._plans.clear()
 
 
 @pytest.fixture(params=[DEVICE] if CUDA else ["cpu-serial", "cpu-parallel"])

@@ -1,5 +1,6 @@
 """The CUDA backend, from the top down.
 
+plans       calls on device arrays, and how one that is like an earlier call is done again
 solve       a problem to kernel launches; choices: which shape of kernel takes rows of so many classes
 device      a device and a stream, and how users' arrays arrive; arrays: device memory as views, and as results
 driver      CUDA itself, through cuda.core and Numba; simulator: the same functions over memory of the host

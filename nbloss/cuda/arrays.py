@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,18 @@ if TYPE_CHECKING:
     from nbloss.cuda.device import Home
 
 DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
-# Address, shape, strides (None: contiguous), dtype, read-only, device and owner of an array: what `layout_of` gives.
-Layout = tuple[int, tuple[int, ...], "tuple[int, ...] | None", "np.dtype[Any]", bool, int, object]
+
+
+class Layout(NamedTuple):
+    """Where and how an array lies in device memory."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None  # in bytes; None: contiguous
+    dtype: np.dtype[Any]
+    read_only: bool
+    number: int  # of the device
+    keeper: object  # what holds the memory
 
 
 _ON_HOST = {np.ndarray, list, tuple, int, float, str, bool, type(None)}  # what is not worth asking
@@ -30,6 +41,8 @@ def on_device(value: object) -> bool:
     """Whether an argument is an array on a CUDA device."""
     if type(value) in _ON_HOST:
         return False
+    if getattr(value, "is_cuda", False) is True:  # of PyTorch, whose DLPack takes 2 µs to say so
+        return True
     ask = getattr(value, "__dlpack_device__", None)
     if ask is not None:
         return ask()[0] in DLPACK_CUDA
@@ -100,26 +113,32 @@ def view_at(
 ) -> DeviceView:
     """A view of the device memory at an address."""
     view: DeviceView = DeviceView(shape, dtype, EVERYTHING, max(address, 1) - 1, strides)
-    view.flags.writeable = not read_only
+    if read_only:
+        view.flags.writeable = False
     view.keeper, view.home, view.source, view._address = keeper, home, source, address
     return view
 
 
-def departed(arguments: Iterable[object]) -> None:
-    """Let the stream of every `DeviceArray` among the arguments of a call wait for the stream of the call.
-
-    Its memory is read and given back in the order of its own stream, which knows nothing of what the call does.
-    """
-    for view in arguments:
-        if isinstance(view, DeviceView) and isinstance(view.source, DeviceArray):
-            view.home.before(view.source.stream)
+def parameters(arguments: Iterable[Any]) -> list[Any]:
+    """The numbers that a kernel is given, those in tuples one by one."""
+    numbers: list[Any] = []
+    for argument in arguments:
+        if type(argument) is tuple:
+            numbers += argument
+        else:
+            numbers.append(argument)
+    return numbers
 
 
 def delivered(array: Any) -> Any:
     """A result as the user receives it: their own array, where they gave one to write into."""
     if not isinstance(array, DeviceView):
         return array
-    return DeviceArray(array) if array.source is None else array.source
+    if array.source is not None:
+        return array.source
+    home = array.home
+    layout = Layout(array.address, array.shape, array.strides, array.dtype, False, home.number, array.keeper)
+    return DeviceArray(layout, home)
 
 
 class DeviceArray:
@@ -129,8 +148,14 @@ class DeviceArray:
     `copy_to_host`, ``np.asarray`` and, for one element, ``float`` wait for the device and copy it to the host.
     """
 
-    def __init__(self, view: DeviceView) -> None:
-        self._view = view
+    def __init__(self, layout: Layout, home: Home) -> None:
+        # In this order they go, and memory is given back on a stream that `home` keeps.
+        self.layout, self._home = layout, home
+
+    @cached_property
+    def _view(self) -> DeviceView:
+        address, shape, strides, dtype, read_only, _, keeper = self.layout
+        return view_at(address, shape, strides, dtype, read_only, self._home, keeper)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,7 +185,7 @@ class DeviceArray:
     @property
     def device(self) -> int:
         """Number of the device."""
-        return self._view.home.number
+        return self._home.number
 
     def __len__(self) -> int:
         return len(self._view)
@@ -174,29 +199,23 @@ class DeviceArray:
             "strides": None if view.flags.c_contiguous else view.strides,
             "typestr": view.dtype.str,
             "data": (view.address if view.size else 0, False),
-            "stream": view.home.stream or 1,  # 1: the legacy default stream
+            "stream": self._home.stream or 1,  # 1: the legacy default stream
         }
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return DLPACK_CUDA[0], self.device
 
     def __dlpack__(self, **options: Any) -> object:
-        return self._view.home.dlpack(self._view, **options)
+        return self._home.dlpack(self._view, **options)
 
     @property
     def stream(self) -> int:
         """Address of the stream that computes it; 0 is the legacy default stream."""
-        return self._view.home.stream
-
-    def view(self, home: Home) -> DeviceView:
-        """The memory as nbloss works with it, on a stream."""
-        view: DeviceView = self._view.view()
-        view.home, view.source = home, self
-        return view
+        return self._home.stream
 
     def copy_to_host(self) -> Array:
         """The elements as a NumPy array, once the device has computed them."""
-        return self._view.home.download(self._view)
+        return self._home.download(self._view)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:

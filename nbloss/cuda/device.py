@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nbloss.cuda.arrays import DeviceArray, DeviceView, view_at
+from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, view_at
 from nbloss.problem import Array, bfloat16, is_bfloat16
 
 INSTALL = "pip install 'nbloss[cu13]', or 'nbloss[cu12]' for a CUDA 12 driver"
@@ -83,9 +83,14 @@ class Home:
         if is_bfloat16(dtype) and not self.capability >= (8, 0):
             raise TypeError(f"{name} must not be bfloat16 on a device below compute capability 8.0")
 
+    def allocate(self, size: int) -> tuple[int, object]:
+        """(address, owner) of new memory."""
+        address, owner = self._memory.allocate(self.number, size, self.stream)
+        return address, owner
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceView:
-        """New memory."""
-        address, keeper = self._memory.allocate(self.number, math.prod(shape) * dtype.itemsize, self.stream)
+        """New memory, as a view."""
+        address, keeper = self.allocate(math.prod(shape) * dtype.itemsize)
         return view_at(address, shape, None, dtype, False, self, keeper)
 
     def zeros(self, size: int) -> DeviceView:
@@ -103,8 +108,12 @@ class Home:
         source = np.ascontiguousarray(array).reshape(array.shape)
         view = self.empty(array.shape, source.dtype)
         if source.size:
-            self._memory.copy_to_device(view.address, source.ctypes.data, source.nbytes, self.number, self.stream)
+            self.fill(view.address, source)
         return view
+
+    def fill(self, address: int, source: Array) -> None:
+        """Copy a contiguous array to an address."""
+        self._memory.copy_to_device(address, source.ctypes.data, source.nbytes, self.number, self.stream)
 
     def download(self, view: DeviceView) -> Array:
         """A copy on the host, once the device has computed it."""
@@ -118,12 +127,18 @@ class Home:
         host: Array = np.ndarray(view.shape, view.dtype, raw, view.address - low, view.strides)
         return host
 
+    def has_fault(self, address: int) -> bool:
+        """Whether the count at an address is not 0: waits for the device."""
+        found = np.zeros(1, np.int64)
+        self._memory.copy_to_host(found.ctypes.data, address, 8, self.number, self.stream)
+        return bool(found[0])
+
     def before(self, stream: int) -> None:
         """Let another stream wait for what this one has under way."""
         self._memory.order(self.number, self.stream, stream)
 
     def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1) -> None:
-        """Start a kernel."""
+        """Start a kernel, of whose blocks so many at a time form a cluster."""
         self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments, cluster)
 
     def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
@@ -156,27 +171,27 @@ def stream_pointer(stream: object) -> int:
     raise TypeError(f"stream must be an integer or a CUDA stream, got {type(stream).__name__}")
 
 
-def arrive(name: str, value: Any, stream: object) -> DeviceView:
-    """A user's device array as a view."""
-    require(f"{name} is a device array, and the CUDA backend")
-    pointer = stream_pointer(stream)
+def layout_of(name: str, value: Any, stream: int) -> Layout:
+    """How a user's device array lies in memory; `stream` waits for what is under way there."""
     if isinstance(value, DeviceArray):
-        view = value.view(Home(value.device, stream))
-        memory().order(value.device, value.stream, pointer)
-        return view
+        memory().order(value.device, value.stream, stream)
+        return value.layout
     try:
-        address, shape, strides, dtype, read_only, number, keeper = memory().layout_of(value, pointer)
+        layout: Layout = memory().layout_of(value, stream)
     except Exception as error:  # each library refuses in its own way
         raise TypeError(f"{name} cannot be taken from its device: {_line(error)}") from None
-    if dtype.kind == "V" and dtype.itemsize == 2:
-        dtype = bfloat16()
-    steps = strides or ()
+    dtype = layout.dtype
+    return layout._replace(dtype=bfloat16()) if dtype.kind == "V" and dtype.itemsize == 2 else layout
+
+
+def arrived(name: str, value: Any, layout: Layout, home: Home) -> DeviceView:
+    """A user's device array as a view."""
+    address, shape, strides, dtype, read_only, _, keeper = layout
     if not dtype.isnative:
         raise TypeError(f"{name} must be of the machine's byte order on a device, got {dtype}")
-    home = Home(number, stream)
     home.check_dtype(name, dtype)
-    if address % dtype.alignment or any(step % dtype.alignment for step in steps):
+    if address % dtype.alignment or any(step % dtype.alignment for step in strides or ()):
         raise ValueError(
             f"{name} must be aligned: its address and strides must be multiples of {dtype.alignment} bytes"
         )
-    return view_at(address, tuple(shape), strides, dtype, read_only, home, keeper, value)
+    return view_at(address, shape, strides, dtype, read_only, home, keeper, value)

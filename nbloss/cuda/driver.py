@@ -6,21 +6,28 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import struct
+import sys
+import threading
+from array import array
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from cuda.bindings import driver
-from cuda.core import LEGACY_DEFAULT_STREAM, Device, LaunchConfig, Stream
-from cuda.core import launch as start
+from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, Stream
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
-from nbloss.cuda.arrays import DLPACK_CUDA, Layout
+from nbloss.cuda.arrays import DLPACK_CUDA, Layout, parameters
+from nbloss.problem import bfloat16
 
 DLPACK_BFLOAT16 = 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
+TENSOR_DTYPES = {"float16", "float32", "float64", "bool"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 CURRENT = contextlib.nullcontext()
+PACKED = {np.float32: "f4x", np.float64: "d", float: "d"}  # in eight bytes each; all others are integers
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 
 
@@ -34,15 +41,39 @@ def current_device() -> int:
 
 
 def layout_of(value: Any, stream: int) -> Layout:
-    """(address, shape, strides in bytes, dtype, whether it is read-only, device, owner) of an array.
+    """How an array lies in memory.
 
     Work that its library has under way on another stream is waited for by `stream`.
     """
-    with _on(_device_of(value)):
+    torch = sys.modules.get("torch")
+    layout = _layout_of_tensor(torch, value, stream) if torch is not None and type(value) is torch.Tensor else None
+    if layout is not None:
+        return layout
+    with on(_device_of(value)):
         view = StridedMemoryView.from_any_interface(value, stream_ptr=stream or LEGACY_STREAM)
     dtype = np.dtype(view.dtype)
     strides = None if view.strides is None else tuple(n * dtype.itemsize for n in view.strides)
-    return int(view.ptr), tuple(view.shape), strides, dtype, bool(view.readonly), view.device_id, view
+    return Layout(int(view.ptr), tuple(view.shape), strides, dtype, bool(view.readonly), view.device_id, view)
+
+
+def _layout_of_tensor(torch: Any, tensor: Any, stream: int) -> Layout | None:
+    """`layout_of` a plain tensor of PyTorch, whose DLPack takes 5 µs; None for what that is to take or refuse."""
+    dtype = _dtype_of(tensor.dtype)
+    if dtype is None or not tensor.is_cuda or tensor.layout is not torch.strided:
+        return None
+    address, number, size = tensor.data_ptr(), tensor.get_device(), dtype.itemsize
+    if tensor.requires_grad or tensor.is_neg() or not address:
+        return None
+    order(number, torch._C._cuda_getCurrentRawStream(number), stream)
+    strides = tuple([n * size for n in tensor.stride()])
+    return Layout(address, tuple(tensor.shape), strides, dtype, False, number, tensor)
+
+
+@cache
+def _dtype_of(dtype: Any) -> np.dtype[Any] | None:
+    """The dtype of a dtype of PyTorch."""
+    name = str(dtype).removeprefix("torch.")
+    return bfloat16() if name == "bfloat16" else np.dtype(name) if name in TENSOR_DTYPES else None
 
 
 def _device_of(value: Any) -> int:
@@ -74,10 +105,8 @@ def _stream(stream: int) -> Any:
 
 def allocate(number: int, size: int, stream: int) -> tuple[int, object]:
     """(address, owner) of new memory from the device's pool, given back in the order of the stream."""
-    with _on(number):
-        owner = Device(number)
-        owner.set_current()  # the context is current, but cuda.core wants to be told
-        buffer = owner.allocate(max(size, 1), stream=_stream(stream))
+    with on(number):
+        buffer = Device(number).memory_resource.allocate(max(size, 1), stream=_stream(stream))
     return int(buffer.handle), buffer
 
 
@@ -86,7 +115,7 @@ def _primary_context(number: int) -> int:
     return int(cuda.gpus[number].get_primary_context().handle)
 
 
-def _on(number: int) -> Any:
+def on(number: int) -> Any:
     """Work on a device, whose context is made current where it is not: 0.3 µs where it is, 5 µs where it is not."""
     primary = _primary_context(number)  # first, for until Numba has asked for a device, CUDA may not be initialised
     _, context = driver.cuCtxGetCurrent()
@@ -100,54 +129,92 @@ def _checked(result: tuple[Any, ...]) -> None:
 
 def copy_to_host(destination: int, address: int, size: int, number: int, stream: int) -> None:
     """Copy, and wait until the copy is there."""
-    with _on(number):
+    with on(number):
         _checked(driver.cuMemcpyDtoHAsync(destination, address, size, stream))
         _checked(driver.cuStreamSynchronize(stream))
 
 
 def copy_to_device(address: int, source: int, size: int, number: int, stream: int) -> None:
     """Copy; the source may change as soon as this returns, for the driver has staged what is not page-locked."""
-    with _on(number):
+    with on(number):
         _checked(driver.cuMemcpyHtoDAsync(address, source, size, stream))
 
 
 def clear(address: int, size: int, number: int, stream: int) -> None:
     """Fill memory with zeros."""
-    with _on(number):
+    with on(number):
         _checked(driver.cuMemsetD8Async(address, 0, size, stream))
 
 
-_loaded: dict[tuple[Any, int], Any] = {}
+_loaded: dict[tuple[Any, int], tuple[Any, struct.Struct]] = {}
 
 
-def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> Any:
+def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> tuple[Any, struct.Struct]:
     """Compile a kernel for a device, for arguments of these types: a kernel is never given others."""
-    (compiled,) = kernel.specialize(*arguments).overloads.values()
-    _loaded[kernel, number] = handle = compiled.library.get_cufunc().kernel
-    return handle
+    with on(number):
+        (compiled,) = kernel.specialize(*arguments).overloads.values()
+        function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
+    packed = struct.Struct("".join(PACKED.get(type(n), "q") for n in parameters(arguments)))
+    _loaded[kernel, number] = function, packed
+    return function, packed
+
+
+class Launch:
+    """A kernel and its parameters, to be started again on any stream with other addresses.
+
+    `moved` says which parameters are addresses: number of the parameter, number of the base that it is counted from,
+    and bytes from there. Numba compiles the kernel, and gives each number of a tuple a parameter of its own; its own
+    launch would take 20 to 40 µs more.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        number: int,
+        arguments: tuple[Any, ...],
+        cluster: int = 1,
+        moved: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        self._function, packed = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
+        self._numbers = array("q", packed.pack(*parameters(arguments)))
+        first, count = self._numbers.buffer_info()
+        self._places = array("Q", range(first, first + 8 * count, 8))
+        self._places_at, _ = self._places.buffer_info()
+        self._moved = moved
+        self._configuration = _configuration(blocks, threads, cluster)
+        self._lock = threading.Lock()
+
+    def start(self, stream: int, bases: Sequence[int] = ()) -> None:
+        """Start the kernel, in the context of its device; the driver copies the parameters before this returns."""
+        with self._lock:
+            numbers = self._numbers
+            for parameter, base, offset in self._moved:
+                numbers[parameter] = bases[base] + offset
+            self._configuration.hStream = stream or LEGACY_STREAM
+            _checked(driver.cuLaunchKernelEx(self._configuration, self._function, self._places_at, 0))
 
 
 def launch(
-    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int
+    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int = 1
 ) -> None:
-    """Start a kernel, of whose blocks so many run at the same time as a cluster.
+    """Start a kernel once."""
+    with on(number):
+        Launch(kernel, blocks, threads, number, arguments, cluster).start(stream)
 
-    Numba compiles it, and cuda.core starts it with each number in its tuples as a parameter of eight bytes, as Numba's
-    own launch would 20 to 40 µs later.
-    """
-    parameters: list[Any] = []
-    for argument in arguments:
-        if type(argument) is tuple:
-            parameters += argument
-        else:
-            parameters.append(argument)
-    with _on(number):
-        handle = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
-        if cluster == 1:
-            shape = LaunchConfig(grid=blocks, block=threads)
-        else:
-            shape = LaunchConfig(grid=blocks // cluster, cluster=cluster, block=threads)
-        start(_stream(stream), shape, handle, *parameters)
+
+def _configuration(blocks: int, threads: int, cluster: int) -> Any:
+    configuration = driver.CUlaunchConfig()
+    configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ = blocks, 1, 1
+    configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ = threads, 1, 1
+    if cluster > 1:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        dimension = attribute.value.clusterDim
+        dimension.x, dimension.y, dimension.z = cluster, 1, 1
+        configuration.attrs, configuration.numAttrs = [attribute], 1
+    return configuration
 
 
 @cache
@@ -161,7 +228,7 @@ def order(number: int, first: int, then: int) -> None:
     """Let what is started on stream `then` from now on wait for what stream `first` has under way."""
     if (first or LEGACY_STREAM) == (then or LEGACY_STREAM):
         return
-    with _on(number):
+    with on(number):
         error, event = driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
         _checked((error,))
         try:
@@ -188,8 +255,11 @@ def dlpack(
     strides = tuple(step // view.dtype.itemsize for step in view.strides)
     bfloat16 = view.dtype.kind == "V"
     dtype = np.dtype(np.uint16) if bfloat16 else view.dtype
-    with _on(number):
-        shared = StridedMemoryView.from_buffer(view.keeper, shape=view.shape, strides=strides, dtype=dtype)
+    with on(number):
+        memory = Buffer.from_handle(
+            view.address, max(view.nbytes, 1), owner=view.keeper
+        )  # a part of what the keeper holds
+        shared = StridedMemoryView.from_buffer(memory, shape=view.shape, strides=strides, dtype=dtype)
         capsule: object = shared.__dlpack__(max_version=max_version)
     if bfloat16:
         call_bfloat16(capsule)

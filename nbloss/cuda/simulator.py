@@ -5,12 +5,15 @@ The same functions as nbloss.cuda.driver; `number` and `stream` mean nothing her
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from nbloss.cuda.arrays import Layout
+from nbloss.cuda.arrays import Layout, parameters
 
 
 def device_names() -> list[str]:
@@ -22,12 +25,16 @@ def current_device() -> int:
 
 
 def layout_of(value: Any, stream: int) -> Layout:
-    """(address, shape, strides in bytes, dtype, whether it is read-only, device, owner) of an array."""
+    """How an array lies in memory."""
     interface = value.__cuda_array_interface__
     address, read_only = interface["data"]
-    number = getattr(value, "device", 0)
-    dtype = np.dtype(interface["typestr"])
-    return address, interface["shape"], interface.get("strides"), dtype, read_only, number, value
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    return Layout(address, shape, interface.get("strides"), dtype, read_only, getattr(value, "device", 0), value)
+
+
+def on(number: int) -> Any:
+    """Work on a device."""
+    return contextlib.nullcontext()
 
 
 def check_stream(number: int, stream: int) -> None:
@@ -53,9 +60,34 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
 
 
 def launch(
-    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int
+    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int = 1
 ) -> None:
     kernel[blocks, threads](*arguments)
+
+
+class Launch:
+    """A kernel and its parameters, to be started again with other addresses."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        number: int,
+        arguments: tuple[Any, ...],
+        cluster: int = 1,
+        moved: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        self._kernel, self._grid, self._number, self._cluster = kernel, (blocks, threads), number, cluster
+        self._arguments, self._moved = arguments, moved
+
+    def start(self, stream: int, bases: Sequence[int] = ()) -> None:
+        numbers = parameters(self._arguments)
+        for parameter, base, offset in self._moved:
+            numbers[parameter] = bases[base] + offset
+        rest = iter(numbers)
+        arguments = tuple(tuple(islice(rest, len(a))) if type(a) is tuple else next(rest) for a in self._arguments)
+        launch(self._kernel, *self._grid, self._number, stream, arguments, self._cluster)
 
 
 def order(number: int, first: int, then: int) -> None:

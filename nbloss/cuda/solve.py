@@ -170,13 +170,6 @@ def _partial(home: Home, clusters: int) -> View:
     return home.empty((3 * clusters,), FLOAT64) if clusters > 1 else None
 
 
-def _faults(home: Home, at: int) -> bool:
-    """Whether a kernel has found a fault: waits for the device."""
-    found = np.zeros(1, np.int64)
-    device.memory().copy_to_host(found.ctypes.data, at, 8, home.number, home.stream)
-    return bool(found[0])
-
-
 def _constant(home: Home, value: float, dtype: np.dtype[Any]) -> View:
     return home.upload(np.array(value, dtype))
 
@@ -225,7 +218,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     result = loss
     if value and loss is None:
         result = _mean_of(home, sums, at + DIVISOR if weighted else 0, count, dtype)
-    if checked and _faults(home, at + FAULTS):
+    if checked and home.has_fault(at + FAULTS):
         problems.refuse_probabilities(home.download(x))
     return result
 
@@ -315,7 +308,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
             loss = _mean_of(home, loss, 0, count, dtype)
     elif scratch is not None and not ahead:
         _scan(problem, None, dtype, (at + FAULTS, at + DIVISOR, 0, at + FACTOR), 0.0)
-    if scratch is not None and problem.check and _faults(home, at + FAULTS):
+    if scratch is not None and problem.check and home.has_fault(at + FAULTS):
         assert labels is not None
         problems.refuse_labels(home.download(labels), classes, problem.ignore_index)
     return loss
@@ -378,7 +371,7 @@ def _run_rowwise(
     for stage in forms:
         if problem.normalized and stage != LOSS_ONLY and out is not None:
             # The zeros that most of it is; before, in place, nothing may be overwritten if there is a fault.
-            if faults and _faults(home, faults):
+            if faults and home.has_fault(faults):
                 return
             _clear(out)
         for along, spread, rows in layout.rowwise_pieces(
