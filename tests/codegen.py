@@ -50,7 +50,7 @@ def variants(target):
                     continue
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
-                options = (code, code, form, dense, threads, height, values, parts, even, solve.WARP)
+                options = (code, code, form, dense, threads, height, values, parts, even, solve.WARP, target >= (9, 0))
                 kind = PARTS[min(parts, 2)] + ("" if even else " odd")
                 name = f"rows {threads}x{height}x{values}{kind}, {form_name}{mass}"
                 bounds = shape.bounds(code, form, dense, even, target)
@@ -81,7 +81,7 @@ def variants(target):
     f64 = types.float64
     for code in "fd":
         for parts in (1, solve.SUM_PARTS) if target >= (9, 0) else (1,):
-            options = (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS, parts)
+            options = (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS, parts, target >= (9, 0))
             arguments = [ints(3), ints(3), ints(4), f64, f64]
             yield f"sum of {parts}", code, (sums.total, options), arguments, (few[0], 1), solve.SUM_EACH
             arguments = [ints(5), ints(3), I64, ints(3), ints(3), ints(4), f64]
@@ -212,7 +212,7 @@ def instructions_a_value(code, form, even=True):
     for words in (16, 32):
         shape = choices.RowShape(256, 1, words, 1)
         values = shape.held(code, False)
-        options = (code, code, form, False, *shape[:2], values, shape.parts, even, solve.WARP)
+        options = (code, code, form, False, *shape[:2], values, shape.parts, even, solve.WARP, True)
         ptx, _ = compiled(rows.rows, options, [*ROW_ARGUMENTS, *[TYPE[REAL[code]]] * 3], (9, 0))
         counts[values] = sum(1 for _ in instructions(ptx))
     (few, least), (many, most) = sorted(counts.items())

@@ -137,9 +137,15 @@ class Home:
         """Let another stream wait for what this one has under way."""
         self._memory.order(self.number, self.stream, stream)
 
-    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1) -> None:
-        """Start a kernel, of whose blocks so many at a time form a cluster."""
-        self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments, cluster)
+    def launch(
+        self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1, early: bool = False
+    ) -> None:
+        """Start a kernel, of whose blocks so many at a time form a cluster.
+
+        One that is `early` may begin before the kernel that was started before it has ended, and waits for that itself
+        (nbloss.cuda.intrinsics.wait_for_last) before it reads what that writes, or writes anything.
+        """
+        self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments, cluster, early)
 
     def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
         """A contiguous copy of another dtype."""

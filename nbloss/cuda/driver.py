@@ -175,6 +175,7 @@ class Launch:
         number: int,
         arguments: tuple[Any, ...],
         cluster: int = 1,
+        early: bool = False,
         moved: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self._function, packed = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
@@ -183,7 +184,7 @@ class Launch:
         self._places = array("Q", range(first, first + 8 * count, 8))
         self._places_at, _ = self._places.buffer_info()
         self._moved = moved
-        self._configuration = _configuration(blocks, threads, cluster)
+        self._configuration = _configuration(blocks, threads, cluster, early)
         self._lock = threading.Lock()
 
     def start(self, stream: int, bases: Sequence[int] = ()) -> None:
@@ -197,23 +198,43 @@ class Launch:
 
 
 def launch(
-    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int = 1
+    kernel: Any,
+    blocks: int,
+    threads: int,
+    number: int,
+    stream: int,
+    arguments: tuple[Any, ...],
+    cluster: int = 1,
+    early: bool = False,
 ) -> None:
     """Start a kernel once."""
     with on(number):
-        Launch(kernel, blocks, threads, number, arguments, cluster).start(stream)
+        Launch(kernel, blocks, threads, number, arguments, cluster, early).start(stream)
 
 
-def _configuration(blocks: int, threads: int, cluster: int) -> Any:
+KIND = driver.CUlaunchAttributeID
+
+
+def _attribute(kind: Any) -> Any:
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = kind
+    return attribute
+
+
+def _configuration(blocks: int, threads: int, cluster: int, early: bool) -> Any:
     configuration = driver.CUlaunchConfig()
     configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ = blocks, 1, 1
     configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ = threads, 1, 1
+    attributes = []
     if cluster > 1:
-        attribute = driver.CUlaunchAttribute()
-        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-        dimension = attribute.value.clusterDim
+        attributes.append(_attribute(KIND.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION))
+        dimension = attributes[-1].value.clusterDim
         dimension.x, dimension.y, dimension.z = cluster, 1, 1
-        configuration.attrs, configuration.numAttrs = [attribute], 1
+    if early:
+        attributes.append(_attribute(KIND.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION))
+        attributes[-1].value.programmaticStreamSerializationAllowed = 1
+    if attributes:
+        configuration.attrs, configuration.numAttrs = attributes, len(attributes)
     return configuration
 
 

@@ -85,6 +85,9 @@ def load_words_if(condition, address, words, at, stored):
         )
 
 
+load_words_past_l1_if = load_words_if  # and without a place in the L1 cache
+
+
 def store_words(address, words, at, stored):
     """Write sixteen bytes from words[at], words[at + 1], … as they are."""
     count = VECTOR_BYTES // words.itemsize
@@ -187,6 +190,14 @@ def tell_cluster(slots, part, m, below, ties):
     thread.syncthreads()
 
 
+def let_next_begin():
+    """Let the kernel that is started next begin, if it may: see Home.launch."""
+
+
+def wait_for_last():
+    """Wait until the kernel that was started before has ended, if this one may begin before that."""
+
+
 POSTED = threading.Condition()
 BOARDS: dict[int, dict[int, tuple[float, float, float]]] = {}  # what the blocks of each cluster tell each other
 
@@ -286,7 +297,7 @@ def _emit_load_vector(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _load_if(builder, condition, address, dtype):
+def _load_if(builder, condition, address, dtype, cache=""):
     """Sixteen bytes, as two float64 or four words of 32 bits."""
     wide = dtype.bitwidth == 64
     element, letter, count = (FLOAT[8], "d", 2) if wide else (I32, "r", 4)
@@ -297,7 +308,7 @@ def _load_if(builder, condition, address, dtype):
     moves = "".join(f"mov.{ptx_type} ${k}, ${count + 2}; " for k in range(count))
     text = (
         f"{{ .reg .pred p; setp.ne.u32 p, ${count}, 0; {moves}"
-        f"@p ld.global.v{count}.{ptx_type} {{{outputs}}}, [${count + 1}]; }}"
+        f"@p ld.global{cache}.v{count}.{ptx_type} {{{outputs}}}, [${count + 1}]; }}"
     )
     results = ir.LiteralStructType([element] * count)
     constraints = ",".join([f"=&{letter}"] * count + ["r", "l", letter])
@@ -317,13 +328,16 @@ def _emit_load_vector_if(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def _emit_load_words_if(context, builder, signature, args):
-    condition, address, words, at, _ = args
-    for k, value in enumerate(_load_if(builder, condition, address, signature.args[4])):
-        if signature.args[2].dtype == types.float32:
-            value = builder.bitcast(value, FLOAT[4])
-        builder.store(value, _slot(context, builder, signature.args[2], words, at, k))
-    return context.get_dummy_value()
+def _loading_words(cache):
+    def emit(context, builder, signature, args):
+        condition, address, words, at, _ = args
+        for k, value in enumerate(_load_if(builder, condition, address, signature.args[4], cache)):
+            if signature.args[2].dtype == types.float32:
+                value = builder.bitcast(value, FLOAT[4])
+            builder.store(value, _slot(context, builder, signature.args[2], words, at, k))
+        return context.get_dummy_value()
+
+    return emit
 
 
 def _emit_store_words(context, builder, signature, args):
@@ -395,7 +409,7 @@ def _instruction(name):
     return emit
 
 
-def _cluster_barrier(text):
+def _instruction_alone(text):
     def emit(context, builder, signature, args):
         function = ir.FunctionType(ir.VoidType(), [])
         builder.call(ir.InlineAsm(function, text, "~{memory}", side_effect=True), [])
@@ -473,7 +487,11 @@ if not SIMULATED:
 
     @intrinsic
     def load_words_if(typingctx, condition, address, words, at, stored):
-        return types.void(types.boolean, types.int64, words, types.int64, stored), _emit_load_words_if
+        return types.void(types.boolean, types.int64, words, types.int64, stored), _loading_words("")
+
+    @intrinsic
+    def load_words_past_l1_if(typingctx, condition, address, words, at, stored):
+        return types.void(types.boolean, types.int64, words, types.int64, stored), _loading_words(".L1::no_allocate")
 
     @intrinsic
     def store_words(typingctx, address, words, at, stored):
@@ -500,16 +518,24 @@ if not SIMULATED:
         return types.void(slots, types.int64, slots.dtype, types.int64), _emit_share_with
 
     @intrinsic
+    def let_next_begin(typingctx):
+        return types.void(), _instruction_alone("griddepcontrol.launch_dependents;")
+
+    @intrinsic
+    def wait_for_last(typingctx):
+        return types.void(), _instruction_alone("griddepcontrol.wait;")
+
+    @intrinsic
     def begin_cluster(typingctx):
-        return types.void(), _cluster_barrier("barrier.cluster.arrive.relaxed.aligned;")
+        return types.void(), _instruction_alone("barrier.cluster.arrive.relaxed.aligned;")
 
     @intrinsic
     def arrive_in_cluster(typingctx):
-        return types.void(), _cluster_barrier("barrier.cluster.arrive.release.aligned;")
+        return types.void(), _instruction_alone("barrier.cluster.arrive.release.aligned;")
 
     @intrinsic
     def wait_for_cluster(typingctx):
-        return types.void(), _cluster_barrier("barrier.cluster.wait.acquire.aligned;")
+        return types.void(), _instruction_alone("barrier.cluster.wait.acquire.aligned;")
 
     @intrinsic
     def exp2(typingctx, x):

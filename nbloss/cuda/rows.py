@@ -13,6 +13,7 @@ from nbloss.cuda.intrinsics import (
     begin_cluster,
     device_function,
     larger_pairs,
+    let_next_begin,
     load,
     load_integer,
     load_label,
@@ -21,18 +22,19 @@ from nbloss.cuda.intrinsics import (
     sync_warp,
     tell_cluster,
     value_of,
+    wait_for_last,
 )
 from nbloss.cuda.rowwise import NAN, ZERO, Row
 from nbloss.cuda.vectors import KNOWN, row_access
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 
 
-def rows(code, mass_code, form, dense, threads, height, values, parts, even, warp):
+def rows(code, mass_code, form, dense, threads, height, values, parts, even, warp, chained):
     """The kernel for classes side by side: `threads` threads a row, `values` a thread, `height` rows a block.
 
     A row lies in the registers of `parts` blocks, a cluster, which tell each other its maximum and sum; of one block
     that goes over it span by span for parts = 0. `dense` says whether targets may have mass on every class, `even`
-    whether all rows begin and end on sixteen bytes.
+    whether all rows begin and end on sixteen bytes, `chained` whether the kernel may begin before the last has ended.
     """
     stored, real = STORED[code], REAL[code]
     f, row = Functions(code), Row(code, mass_code, form, dense)
@@ -48,7 +50,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     whole, pieces, bits = parts > 0, max(parts, 1), threads.bit_length() - 1
     # Exponentials in place of logits, where they take more than the three instructions of 16 bits.
     keeps = whole and not dense and form != LOG_SOFTMAX and pair == 1
-    fetch, put, words = row_access(code, threads, values, even, lowest, warp)
+    fetch, put, words = row_access(code, threads, values, even, lowest, warp, form == LOSS_ONLY)
     word = WORD[code]
     largest = reduction(larger, real, threads, warp)
     totals = reduction(add, real, threads, warp, 2)
@@ -129,8 +131,8 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         q, q_outer, q_class, _, weight = mass
         out, out_outer, _, _, loss, loss_outer, _ = result
         grad_output, grad_output_outer, _, factor, faults = upstream
-        if faults != 0 and load_integer(faults, ZERO) != 0:
-            return
+        if chained:
+            let_next_begin()
         if pieces > 1:
             begin_cluster()
         number, part = np.int64(cuda.blockIdx.x), np.int64(0)
@@ -212,6 +214,10 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                         mass_sum += mass_j
             gap, mass_sum = masses(gap, mass_sum)
 
+        if chained:
+            wait_for_last()
+        if faults != 0 and load_integer(faults, ZERO) != 0:
+            return
         if begin == 0 and exists and loss != 0:
             value = loss_of(t != 0, q, kept, m, x_t, gap, mass_sum, r)
             if not active:

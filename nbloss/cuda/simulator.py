@@ -60,7 +60,14 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
 
 
 def launch(
-    kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...], cluster: int = 1
+    kernel: Any,
+    blocks: int,
+    threads: int,
+    number: int,
+    stream: int,
+    arguments: tuple[Any, ...],
+    cluster: int = 1,
+    early: bool = False,
 ) -> None:
     kernel[blocks, threads](*arguments)
 
@@ -76,6 +83,7 @@ class Launch:
         number: int,
         arguments: tuple[Any, ...],
         cluster: int = 1,
+        early: bool = False,
         moved: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self._kernel, self._grid, self._number, self._cluster = kernel, (blocks, threads), number, cluster

@@ -150,15 +150,20 @@ def _total(
         clusters = _clusters_of_sum(values[1], parts)
         partials.append(partial := _partial(home, clusters))
         sums = (_address(partial), 0, clusters)
-        home.launch(kernel, clusters * parts, SUM_THREADS, values, sums, ending, numerator, divisor, cluster=parts)
+        arguments = (values, sums, ending, numerator, divisor)
+        home.launch(kernel, clusters * parts, SUM_THREADS, *arguments, cluster=parts, early=_chained(home))
         values = (_address(partial), clusters, 1)
 
 
 def _summing(home: Home, factory: Callable[..., Any], dtype: np.dtype[Any], count: int) -> tuple[Any, int]:
     """A kernel that adds so many numbers, and how many blocks of it do so together."""
     parts = SUM_PARTS if home.capability >= (9, 0) and count > SUM_THREADS * SUM_EACH else 1
-    options = (_code(dtype), SUM_THREADS, WARP, SUM_EACH, SUM_ROUNDS, parts)
+    options = (_code(dtype), SUM_THREADS, WARP, SUM_EACH, SUM_ROUNDS, parts, _chained(home))
     return _compiled(factory, *options, bounds=(SUM_THREADS, 1)), parts
+
+
+def _chained(home: Home) -> bool:
+    return home.capability >= (9, 0)
 
 
 def _clusters_of_sum(count: int, parts: int) -> int:
@@ -335,7 +340,8 @@ def _scan(
         extent, sums = (*piece.shape, classes), (_address(partial), done, clusters)
         losses_of = (given[0].address, *given[0].strides) if given else (0, 0, 0)
         arguments = (target, extent, weight, losses_of, sums, ending, numerator)
-        home.launch(kernel, n * parts, SUM_THREADS, *arguments, cluster=parts)
+        early = losses is not None and _chained(home)  # after the kernel of rows
+        home.launch(kernel, n * parts, SUM_THREADS, *arguments, cluster=parts, early=early)
         done += n
     if clusters > 1:
         _total(home, (_address(partial), clusters, 1), dtype, ending, numerator, 1.0)
@@ -379,7 +385,7 @@ def _run_rowwise(
         ):
             arrays = dict(zip(per_class, spread)) | dict(zip(per_row, rows))
             outer, _, inner = arrays["x"].shape
-            cluster = 1
+            cluster, early = 1, False
             numbers = (scale,) if problem.normalized else (share, uniform, scale)
             if problem.normalized:
                 kernel = _compiled(rowwise_kernels.picks, code, stage)
@@ -389,8 +395,9 @@ def _run_rowwise(
                 shape = choices.row_shape(classes, code, stage, dense, even, home.capability)
                 threads, height, _, parts = shape
                 options = (code, mass_code, stage, dense, threads, height, shape.held(code, dense), parts, even, WARP)
+                early = _chained(home) and bool(faults or factor_at)  # after that of labels, or of another piece
                 bounds = shape.bounds(code, stage, dense, even, home.capability)
-                kernel = _compiled(row_kernels.rows, *options, bounds=bounds)
+                kernel = _compiled(row_kernels.rows, *options, _chained(home), bounds=bounds)
                 cluster = max(parts, 1)
                 blocks, threads = -(-outer // height) * cluster, threads * height
             else:
@@ -399,7 +406,7 @@ def _run_rowwise(
                 lanes = VECTOR_BYTES // x.dtype.itemsize if wide else 1
                 blocks, threads = -(-outer * inner // (lanes * PLANE_THREADS)), PLANE_THREADS
             arguments = _arguments(problem, arrays, factor_at, faults)
-            home.launch(kernel, blocks, threads, *arguments, *numbers, cluster=cluster)
+            home.launch(kernel, blocks, threads, *arguments, *numbers, cluster=cluster, early=early)
 
 
 def _arguments(problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults: int) -> tuple[tuple[int, ...], ...]:

@@ -1,9 +1,9 @@
 """Sums over rows and blocks in float64, in an order that the shape alone decides; labels checked; dtypes converted.
 
 `total` and `scan_labels` add numbers side by side, `each` at a time a thread and `rounds` times that. `parts` blocks, a
-cluster, do so together. Of several clusters each writes its own sums, for `total` to add again; a single one ends them.
-Either way it tells whether there is a fault among the labels that it has read. Where they write are two tuples of
-integers:
+cluster, do so together, and `chained` ones may begin before the last kernel has ended. Of several clusters each writes
+its own sums, for `total` to add again; a single one ends them. Either way it tells whether there is a fault among the
+labels that it has read. Where they write are two tuples of integers:
 
     sums      address of what clusters write: the sums of all, then those of weights, then how many have seen a fault;
               number of the first cluster of this launch; number of all clusters
@@ -29,12 +29,14 @@ from nbloss.cuda.intrinsics import (
     U8_CODE,
     begin_cluster,
     device_function,
+    let_next_begin,
     load,
     load_integer,
     load_label,
     store,
     store_integer,
     tell_cluster,
+    wait_for_last,
 )
 
 I32, I64, ONE_BIT, BELOW_SIGN = np.int32(0), np.int64(0), np.int64(1), np.int64(2**63 - 1)
@@ -102,7 +104,7 @@ def _portion(threads, each, rounds, parts):
     return portion
 
 
-def total(code, threads, warp, each, rounds, parts):
+def total(code, threads, warp, each, rounds, parts, chained):
     """The kernel that adds numbers side by side: of the kernel's type, or sums of clusters."""
     stored = STORED[code]
     size = stored.itemsize
@@ -111,11 +113,15 @@ def total(code, threads, warp, each, rounds, parts):
 
     def kernel(values, sums, ending, numerator, divisor):
         address, count, of_clusters = values
+        if chained:
+            let_next_begin()
         if parts > 1:
             begin_cluster()
         begin, end, step = portion(count)
         numbers = cuda.local.array(each, np.float64)
         value, weights, bad = WIDE, WIDE, GOOD
+        if chained:
+            wait_for_last()
         for start in range(begin, end, step):
             for c in range(each):  # all loads before the first sum waits for one
                 j = start + c * threads + cuda.threadIdx.x
@@ -133,7 +139,7 @@ def total(code, threads, warp, each, rounds, parts):
     return kernel
 
 
-def scan_labels(code, threads, warp, each, rounds, parts):
+def scan_labels(code, threads, warp, each, rounds, parts, chained):
     """The kernel that reads labels: it adds the weights of rows that count, their losses if given, and finds faults."""
     one = STORED[code]
     size = one.itemsize
@@ -165,12 +171,16 @@ def scan_labels(code, threads, warp, each, rounds, parts):
         loss, loss_outer, loss_inner = losses
         outer, inner, classes = extent
         count = outer * inner
+        if chained:
+            let_next_begin()
         if parts > 1:
             begin_cluster()
         begin, end, step = portion(count)
         labels = cuda.local.array(each, np.int64)
         numbers = cuda.local.array(each, np.float64)
         value, weights, bad = WIDE, WIDE, GOOD
+        if chained:
+            wait_for_last()
         for start in range(begin, end, step):
             first = start + cuda.threadIdx.x
             if outer == 1 and t_code in (I8_CODE, I4_CODE):

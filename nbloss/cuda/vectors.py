@@ -21,6 +21,7 @@ from nbloss.cuda.intrinsics import (
     from_thread,
     load,
     load_words_if,
+    load_words_past_l1_if,
     put_values,
     store,
     store_words,
@@ -30,13 +31,13 @@ from nbloss.cuda.intrinsics import (
 KNOWN = np.int32(0)
 
 
-def row_access(code, threads, values, even, lowest, warp):
+def row_access(code, threads, values, even, lowest, warp, once):
     """(fetch, put, words) for rows that `threads` threads share, each holding `values` classes of a span.
 
     Both functions take the words v of a thread, the address of the row, the thread's first class in this span and the
-    number of classes; fetch gives -inf for what lies past the row. `even`: all rows begin and end on sixteen bytes.
-    `words` is how many v has: for odd rows one vector more than the thread holds. All threads of a warp call them
-    together.
+    number of classes; fetch gives -inf for what lies past the row. `even`: all rows begin and end on sixteen bytes;
+    `once`: nothing is read again. `words` is how many v has: for odd rows one vector more than the thread holds. All
+    threads of a warp call them together.
     """
     stored, word = STORED[code], WORD[code]
     size = stored.itemsize
@@ -46,6 +47,8 @@ def row_access(code, threads, values, even, lowest, warp):
     width = min(threads, warp)
     vectors, apart = values // lanes, width * lanes
     both = 2 * words
+    # Short rows that come and go gain 5 to 10 % so; longer ones, and those that are written too, lose as much.
+    load_if = load_words_past_l1_if if once and threads <= warp else load_words_if
 
     def turner(step):
         @device_function
@@ -89,7 +92,7 @@ def row_access(code, threads, values, even, lowest, warp):
     def fetch_even(v, address, first, reach):
         left = room_from(first, reach)
         for u in range(vectors):
-            load_words_if(u * apart + lanes <= left, address + (first + u * apart) * size, v, u * words, stored)
+            load_if(u * apart + lanes <= left, address + (first + u * apart) * size, v, u * words, stored)
 
     @cuda.jit(device=True)
     def fetch_odd(v, address, first, reach):
@@ -101,7 +104,7 @@ def row_access(code, threads, values, even, lowest, warp):
         line = cuda.local.array(both, word)
         for u in range(vectors + 1):
             wide = u * apart + lanes <= left and (low == 0 or u > 0) and (leader or u < vectors)
-            load_words_if(wide, at + u * apart * size, v, u * words, stored)
+            load_if(wide, at + u * apart * size, v, u * words, stored)
         # The ends of a row apart, so that nothing stands between the loads above.
         for u in range(vectors + 1):
             end = left - u * apart
