@@ -14,6 +14,7 @@ from numba.cuda import dispatcher, types
 
 from nbloss import formulas
 from nbloss.cuda import choices, planes, pointwise, rows, rowwise, solve, sums
+from nbloss.cuda.driver import unfused
 from nbloss.cuda.intrinsics import LABEL_CODE, REAL, STORED, TYPE, VECTOR_BYTES
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
@@ -95,9 +96,10 @@ def compiled(factory, options, signature, target, bounds=(0, 0)):
     """(PTX, what the assembler says of it) of a kernel."""
     # Device functions ask for the current device when they are compiled; there may be none.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target)
-    ptx, _ = cuda.compile_ptx(
-        factory(*options), types.void(*signature), cc=target, launch_bounds=bounds if bounds[1] else None
-    )
+    with unfused():
+        ptx, _ = cuda.compile_ptx(
+            factory(*options), types.void(*signature), cc=target, launch_bounds=bounds if bounds[1] else None
+        )
     text = ptx if isinstance(ptx, str) else ptx.decode()
     flags = [f"-arch=sm_{target[0]}{target[1]}", "-verbose", "-Xptxas=-v"]
     handle = nvjitlink.create(len(flags), flags)

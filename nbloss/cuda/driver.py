@@ -10,8 +10,8 @@ import struct
 import sys
 import threading
 from array import array
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from cuda.bindings import driver
 from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, Stream
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
+from numba.cuda.cudadrv import nvvm
 
 from nbloss.cuda.arrays import DLPACK_CUDA, Layout, parameters
 from nbloss.problem import bfloat16
@@ -149,9 +150,28 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
 _loaded: dict[tuple[Any, int], tuple[Any, struct.Struct]] = {}
 
 
+_compiling = threading.Lock()
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Have kernels compiled that round each product before it is added to something, but where they call `fma`.
+
+    NVVM fuses what it likes, and Numba has no option to tell it not to: a loss would have other bits where its gradient
+    is computed too, and u w - w u need not be 0.
+    """
+    with _compiling:
+        compile_ir = nvvm.compile_ir
+        nvvm.compile_ir = partial(compile_ir, fma=0)
+        try:
+            yield
+        finally:
+            nvvm.compile_ir = compile_ir
+
+
 def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> tuple[Any, struct.Struct]:
     """Compile a kernel for a device, for arguments of these types: a kernel is never given others."""
-    with on(number):
+    with on(number), unfused():
         (compiled,) = kernel.specialize(*arguments).overloads.values()
         function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
     packed = struct.Struct("".join(PACKED.get(type(n), "q") for n in parameters(arguments)))

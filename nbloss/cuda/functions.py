@@ -29,6 +29,7 @@ def maximum(a, b):
     return a if a > b else b
 
 
+FMA = {np.float32: libdevice.fmaf_rn, np.float64: libdevice.fma_rn}
 LIBRARY = {
     np.float32: (libdevice.expf, libdevice.logf, libdevice.log1pf, libdevice.fabsf, libdevice.fmaxf),
     np.float64: (libdevice.exp, libdevice.log, libdevice.log1p, libdevice.fabs, libdevice.fmax),
@@ -68,7 +69,8 @@ class Functions:
         exp, log, log1p, absolute, self.larger = plain if SIMULATED else LIBRARY[real]
         self.exp, self.log1p, self.absolute = exp, log1p, absolute
         constants = {n: real(v) for n, v in vars(formulas).items() if isinstance(v, float)}
-        self._primitives = {"log1p": log1p, "fma": device_function(formulas.fma), **constants}
+        fused = device_function(formulas.fma) if SIMULATED else FMA[real]
+        self._primitives = {"log1p": log1p, "fma": fused, **constants}
         single = real is np.float32
         self._primitives |= {
             "exp": exp,

@@ -289,7 +289,8 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     if labels is not None and rows and (mean or problem.check):
         scratch = home.empty((SCRATCH,), BYTES)
     at = _address(scratch)
-    ahead = scratch is not None and out is not None  # the gradient's factor, and that no label is a fault
+    # Ahead for the gradient: its factor, and that no label is a fault. Else with the losses, if both lie in one order.
+    ahead = scratch is not None and (out is not None or not labels.flags.c_contiguous)
     if ahead:
         _scan(problem, None, dtype, (at + FAULTS, at + DIVISOR, 0, at + FACTOR), scale)
     by_labels = mean and scratch is not None
