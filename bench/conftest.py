@@ -71,7 +71,7 @@ def _libraries(config: pytest.Config) -> list[str]:
 
 
 def _shapes(config: pytest.Config) -> list[str]:
-    cases = peers_cuda.CASES if config.getoption("--device") == "cuda" else KNOWN
+    cases = [*peers_cuda.CASES, *peers_cuda.OTHERS] if config.getoption("--device") == "cuda" else KNOWN
     return _listed(config, "--shapes", list(dict.fromkeys(case.size for case in cases)))
 
 
