@@ -21,7 +21,6 @@ from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 TARGETS = ((8, 0), (9, 0))
 DTYPES = {"f": "float32", "h": "bfloat16", "H": "float16", "d": "float64"}
 FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
-PARTS = (" again", "", " of parts")
 I64 = types.int64
 WIDE = "ld.global.v4"
 PREDICATED = "{ .reg .pred"  # how a load that may be left out begins
@@ -52,7 +51,9 @@ def variants(target):
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
                 options = (code, code, form, dense, threads, height, values, parts, even, solve.WARP, target >= (9, 0))
-                kind = PARTS[min(parts, 2)] + ("" if even else " odd")
+                kind = (" again" if parts == 0 else f" in {parts} parts" if parts > 1 else "") + (
+                    "" if even else " odd"
+                )
                 name = f"rows {threads}x{height}x{values}{kind}, {form_name}{mass}"
                 bounds = shape.bounds(code, form, dense, even, target)
                 yield name, code, (rows.rows, options), [*ROW_ARGUMENTS, *[real] * 3], bounds, values

@@ -11,16 +11,23 @@ if importlib.util.find_spec("numba_cuda") is None or importlib.util.find_spec("c
     pytest.skip("numba-cuda and its compilers are not installed", allow_module_level=True)
 
 import codegen
+import numpy as np
 
+from nbloss.cuda.intrinsics import store
 from nbloss.problem import GRADIENT, LOSS_ONLY
 
 REGISTERS = 65536  # of a multiprocessor: a block that needs more cannot start
 
+# Bytes that gradients may spill where more threads than there are registers for were faster on a device than fewer
+# without spills: 1024 threads a multiprocessor, or 768 with odd rows in parts (nbloss.cuda.choices).
+SPILLS = {1024: 40, 768: 80}
+
 # Most instructions for each value that a pointwise kernel may take on its straight path, in float32 and in 16 bits. The
-# time that memory takes for loss and gradient would do for 115 and 57.
+# time that memory takes for loss and gradient would do for 115 and 57. Products that are rounded before they are added
+# cost 1 of the first, and 8 of the second in the library's logarithm.
 PATHS = {
-    "binary_cross_entropy_with_logits": (63, 65),
-    "binary_cross_entropy": (85, 91),
+    "binary_cross_entropy_with_logits": (64, 65),
+    "binary_cross_entropy": (92, 98),
     "mse_loss": (17, 24),
     "l1_loss": (21, 28),
 }
@@ -41,9 +48,10 @@ def test_kernel(variant, target):
     ptx, log = codegen.compiled(factory, options, signature, target, bounds)
     assert codegen.parameters(ptx) == codegen.flat(signature)  # as nbloss.cuda.driver.launch gives them
     found = codegen.figures(ptx, log)
-    assert found["spills"] == 0
-    assert found["stack"] == 0  # the values of a thread lie in registers
     threads, blocks = bounds
+    crowded = "gradient" in name and (name.startswith("rows 512") or " parts" in name)
+    assert found["spills"] <= (SPILLS.get(threads * blocks, 0) if crowded else 0)
+    assert found["stack"] <= found["spills"]  # the values of a thread lie in registers
     assert found["registers"] * threads * max(blocks, 1) <= REGISTERS
     single_precision = code != "d" and not name.startswith(("sum", "scan", "convert"))
     assert not (single_precision and found["float64"])
@@ -54,6 +62,19 @@ def test_kernel(variant, target):
         assert found["loads first"]
     if name.partition(",")[0] in PATHS and code != "d":
         assert codegen.round_trip(ptx) / values <= PATHS[name.partition(",")[0]][code != "f"]
+
+
+def product_and_sum():
+    def kernel(a, b, c, out):
+        store(out, a * b + c, np.float32(0))
+
+    return kernel
+
+
+def test_products_are_rounded_before_they_are_added():
+    ptx, _ = codegen.compiled(product_and_sum, (), [*[codegen.types.float32] * 3, codegen.I64], (9, 0))
+    assert "mul.rn.f32" in ptx or "mul.f32" in ptx
+    assert "fma" not in ptx.partition(".entry")[2]
 
 
 # What an H100 can issue, 132 multiprocessors x 128 lanes x 1.7 GHz, over the values that 3.0 TB/s bring, an element

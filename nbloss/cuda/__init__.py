@@ -8,5 +8,7 @@ pointwise   the kernel of pointwise losses
 rowwise     what the kernels of rows have in common: rows (several threads a row, in registers; vectors: how they read
             and write it) and planes (a row a thread); and picks (the target's entry alone)
 sums        sums over rows and blocks, labels read ahead, dtypes converted; groups: sums over threads
-functions   nbloss.formulas on scalars; intrinsics: memory by address and single instructions
+functions   nbloss.formulas on scalars
+intrinsics  memory by address and single instructions; words: elements as they lie in memory; threads: what threads,
+            blocks and kernels tell each other
 """

@@ -1,7 +1,7 @@
 """Which shape of kernel takes rows of so many classes: every choice by size of the CUDA backend, in one table.
 
-Set from what an H100 took for 32768 x 256 to 4096 x 262144 classes in float32 and bfloat16, value and gradient, with
-about 270 kernels: ``python -m pytest bench --device cuda -k shapes`` measures the candidates again.
+Set from what an H100 took with about 270 kernels, for rows of 256 to 262144 classes in float32 and bfloat16, value and
+gradient: ``python -m pytest bench --device cuda -k shapes`` measures the candidates again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class RowShape(NamedTuple):
     )
 
     def held(self, code: str, dense: bool) -> int:
-        """Values that a thread holds: half as many beside a target with mass on every class."""
-        return self.words * 4 // SIZE[code] >> dense
+        """Values that a thread holds: beside a target with mass on every class half as many, or as many of 16 bits."""
+        return self.words * 4 // max(SIZE[code], 4 if dense else 0) >> dense
 
     def bounds(self, code: str, form: int, dense: bool, even: bool, capability: tuple[int, int]) -> tuple[int, int]:
         """Threads of a block, and how many blocks a multiprocessor must have registers for at the same time.
@@ -42,16 +42,19 @@ class RowShape(NamedTuple):
             together = 1024 if even else 768
         elif self.parts == 0:
             together = 512
+        elif even:
+            together = 1024 if self.words == 16 or self.threads >= 512 or self.parts > 1 else 768
         else:
-            crowd = self.words == 16 or self.threads >= 512 or self.parts > 1
-            together = 1024 if even and crowd else 768
+            together = 768 if self.parts > 1 else 640
         return block, max(together // block, 1)
 
     def serves(self, code: str, dense: bool, even: bool, capability: tuple[int, int]) -> bool:
         """Whether there is such a kernel, without too few registers for its threads."""
         if self.parts > 1 and (dense or capability < (9, 0)):
             return False  # parts of a row know no mass of each other; clusters are new on sm_90
-        return self.threads < 512 or not (dense or code == "d" or (self.parts == 1 and not even))
+        if dense or code == "d":
+            return self.threads < 512
+        return even or self.threads < 512 or (self.threads == 512 and self.parts != 1)
 
     def reach(self, code: str, dense: bool) -> float:
         """How many classes a row may have."""
@@ -69,7 +72,7 @@ WHOLE = (
     RowShape(256, 1, 32, 1),
     RowShape(512, 1, 32, 1),
 )
-SHARED = (RowShape(256, 1, 32, 4), RowShape(256, 1, 32, 8), RowShape(512, 1, 32, 8))
+SHARED = (*(RowShape(256, 1, 32, parts) for parts in (4, 8)), *(RowShape(n, 1, 32, 8) for n in (512, 1024)))
 AGAIN = (RowShape(512, 1, 32, 0), RowShape(256, 1, 32, 0))
 ROWS = (*WHOLE, *SHARED, *AGAIN)
 # For its value alone, a row is read once by whoever reads it.

@@ -143,7 +143,7 @@ class Home:
         """Start a kernel, of whose blocks so many at a time form a cluster.
 
         One that is `early` may begin before the kernel that was started before it has ended, and waits for that itself
-        (nbloss.cuda.intrinsics.wait_for_last) before it reads what that writes, or writes anything.
+        (nbloss.cuda.threads.wait_for_last) before it reads what that writes, or writes anything.
         """
         self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments, cluster, early)
 

@@ -6,16 +6,7 @@ import numpy as np
 from numba.cuda import libdevice
 
 from nbloss import formulas
-from nbloss.cuda.intrinsics import (
-    REAL,
-    SIMULATED,
-    TYPE,
-    device_function,
-    estimated_inverse,
-    exp2,
-    fma,
-    power_of_two,
-)
+from nbloss.cuda.intrinsics import REAL, SIMULATED, TYPE, device_function, estimated_inverse, exp2, fma, power_of_two
 
 
 @device_function

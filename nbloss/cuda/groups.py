@@ -3,7 +3,8 @@
 from numba import cuda
 
 from nbloss.cuda.functions import two_sum
-from nbloss.cuda.intrinsics import TYPE, device_function, shuffle_xor
+from nbloss.cuda.intrinsics import TYPE, device_function
+from nbloss.cuda.threads import shuffle_xor
 
 
 def reduction(combine, real, threads, warp, count=1):

@@ -5,27 +5,11 @@ from numba import cuda
 
 from nbloss.cuda.functions import Functions, add
 from nbloss.cuda.groups import reduction
-from nbloss.cuda.intrinsics import (
-    REAL,
-    STORED,
-    VECTOR_BYTES,
-    WORD,
-    begin_cluster,
-    device_function,
-    larger_pairs,
-    let_next_begin,
-    load,
-    load_integer,
-    load_label,
-    put_values,
-    store,
-    sync_warp,
-    tell_cluster,
-    value_of,
-    wait_for_last,
-)
+from nbloss.cuda.intrinsics import REAL, STORED, VECTOR_BYTES, device_function, load, load_integer, load_label, store
 from nbloss.cuda.rowwise import NAN, ZERO, Row
+from nbloss.cuda.threads import begin_cluster, let_next_begin, sync_warp, tell_cluster, wait_for_last
 from nbloss.cuda.vectors import KNOWN, row_access
+from nbloss.cuda.words import WORD, larger_pairs, put_values, value_of
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 
 
@@ -50,6 +34,8 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     whole, pieces, bits = parts > 0, max(parts, 1), threads.bit_length() - 1
     # Exponentials in place of logits, where they take more than the three instructions of 16 bits.
     keeps = whole and not dense and form != LOG_SOFTMAX and pair == 1
+    # Threads that hold the maximum of a whole row, which are few, look at their exponentials once more.
+    twice = keeps or (whole and pair == 2)
     fetch, put, words = row_access(code, threads, values, even, lowest, warp, form == LOSS_ONLY)
     word = WORD[code]
     largest = reduction(larger, real, threads, warp)
@@ -77,13 +63,13 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     def sums_of(v, state, tied):
         """The sum of exp(x - m) over values below m, and the number of those at it: none if not `tied`."""
         below, ties = nothing, nothing
-        if whole:
+        if twice:
             for k in range(values):
                 e = scaled_exp(value_of(v, k, KNOWN, stored), state)
                 if keeps:
                     v[k] = e
                 below += e
-        if tied or not whole:  # few threads hold the maximum of a whole row
+        if tied or not twice:
             below = nothing
             for k in range(values):
                 e = value_of(v, k, cuda.blockIdx.z, stored)

@@ -22,15 +22,7 @@ import numpy as np
 from numba import cuda
 
 from nbloss.cuda.functions import Functions, two_sum
-from nbloss.cuda.intrinsics import (
-    REAL,
-    STORED,
-    device_function,
-    load,
-    load_integer,
-    load_label,
-    store,
-)
+from nbloss.cuda.intrinsics import REAL, STORED, device_function, load, load_integer, load_label, store
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 
 

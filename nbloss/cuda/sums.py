@@ -27,17 +27,14 @@ from nbloss.cuda.intrinsics import (
     STORED,
     U8,
     U8_CODE,
-    begin_cluster,
     device_function,
-    let_next_begin,
     load,
     load_integer,
     load_label,
     store,
     store_integer,
-    tell_cluster,
-    wait_for_last,
 )
+from nbloss.cuda.threads import begin_cluster, let_next_begin, tell_cluster, wait_for_last
 
 I32, I64, ONE_BIT, BELOW_SIGN = np.int32(0), np.int64(0), np.int64(1), np.int64(2**63 - 1)
 WIDE, UNIT = np.float64(0), np.float64(1)

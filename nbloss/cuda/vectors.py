@@ -12,18 +12,14 @@ Elements stay as they lie in memory, in words of 32 bits, or of 64 bits for floa
 import numpy as np
 from numba import cuda
 
-from nbloss.cuda.intrinsics import (
-    STORED,
-    VECTOR_BYTES,
+from nbloss.cuda.intrinsics import STORED, VECTOR_BYTES, device_function, load, store
+from nbloss.cuda.threads import from_thread
+from nbloss.cuda.words import (
     WORD,
-    device_function,
     from_second_half,
-    from_thread,
-    load,
     load_words_if,
     load_words_past_l1_if,
     put_values,
-    store,
     store_words,
     value_of,
 )
@@ -35,9 +31,9 @@ def row_access(code, threads, values, even, lowest, warp, once):
     """(fetch, put, words) for rows that `threads` threads share, each holding `values` classes of a span.
 
     Both functions take the words v of a thread, the address of the row, the thread's first class in this span and the
-    number of classes; fetch gives -inf for what lies past the row. `even`: all rows begin and end on sixteen bytes;
-    `once`: nothing is read again. `words` is how many v has: for odd rows one vector more than the thread holds. All
-    threads of a warp call them together.
+    number of classes; fetch gives -inf for what lies past the row. `even`: all rows begin and end on sixteen bytes, and
+    put, which writes one vector at a time then, takes its number after v. `once`: nothing is read again. `words` is how
+    many v has: for odd rows one vector more than the thread holds. All threads of a warp call them together.
     """
     stored, word = STORED[code], WORD[code]
     size = stored.itemsize
