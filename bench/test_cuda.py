@@ -124,13 +124,14 @@ def test_shapes(case, work, quick, device_ceilings, report, monkeypatch):
     from nbloss.problem import GRADIENT, LOSS_ONLY
 
     x, target = peers_cuda.inputs_on_device(case)
-    even = case.shape[1] * x.itemsize % 16 == 0
     moved = x.nbytes * (1 if work == VALUE else 2) + target.nbytes
     code = "h" if case.dtype == "bfloat16" else "f"
     runs = {}
     for shape in choices.CANDIDATES:
         # No more threads than the row gives work, and no more than four times over it.
         if not shape.reach(code, False) >= case.shape[1] > shape.threads * 4 * max(shape.parts, 1):
+            continue
+        if not shape.serves(code, False, (9, 0)):
             continue
         monkeypatch.setattr(choices, "forced", shape)
         contestant = peers_cuda.PEERS["nbloss"](case, x, target, work)
@@ -140,7 +141,7 @@ def test_shapes(case, work, quick, device_ceilings, report, monkeypatch):
         runs[shape] = times
     monkeypatch.setattr(choices, "forced", None)
     form = LOSS_ONLY if work == VALUE else GRADIENT
-    chosen = choices.row_shape(case.shape[1], code, form, False, even, (9, 0))
+    chosen = choices.row_shape(case.shape[1], code, form, False, (9, 0))
     ceiling = device_ceilings[work != VALUE]
     ranking = sorted(runs, key=lambda shape: runs[shape].best)
     lines = [

@@ -22,7 +22,8 @@ TARGETS = ((8, 0), (9, 0))
 DTYPES = {"f": "float32", "h": "bfloat16", "H": "float16", "d": "float64"}
 FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
 I64 = types.int64
-WIDE = "ld.global.v4"
+ALIKE = {*choices.WHOLE[1:3], *choices.WHOLE[4:6], choices.SHARED[1]}
+LOAD = r"ld\.global(?:\.L1::no_allocate)?\.v"
 PREDICATED = "{ .reg .pred"  # how a load that may be left out begins
 NO_INSTRUCTION = (".", "//", "$", "{", "}", "(", ")", "mov", "neg", "ld.param")
 
@@ -34,8 +35,10 @@ def ints(count):
 ROW_ARGUMENTS = [ints(7), ints(5), ints(5), ints(7), ints(5)]
 
 
-def variants(target):
+def variants(target, alike=True):
     """(what it is called, its dtype, how to make it, argument types, launch bounds, elements of a thread).
+
+    If not `alike`, those are left out that differ from others in nothing but their threads, or in 16-bit dtypes.
 
     Bounds are (threads of a block, blocks that a multiprocessor is to have registers for), 0 where none are given.
     """
@@ -43,10 +46,11 @@ def variants(target):
         real = TYPE[REAL[code]]
         for dense in (False, True):
             mass = ", dense target" if dense else ""
-            if dense and form == LOG_SOFTMAX:
+            if form == LOG_SOFTMAX and (dense or not (alike or code != "H")):
                 continue
-            for shape, even in itertools.product(choices.ROWS, (True, False)):
-                if not shape.serves(code, dense, even, target) or (form == LOSS_ONLY and shape.parts > 1):
+            shapes = choices.VALUES if form == LOSS_ONLY else choices.ROWS
+            for shape, even in itertools.product(shapes, (True, False)):
+                if not shape.serves(code, dense, target) or not (alike or shape not in ALIKE):
                     continue
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
@@ -126,12 +130,8 @@ def flat(signature):
     return [{I64: "u64", types.float32: "f32", types.float64: "f64"}[t] for t in numbers]
 
 
-def round_trip(ptx):
-    """PTX instructions once around a pointwise kernel's loop, on the way that takes in all its wide loads and stores.
-
-    The machine code has about a tenth fewer. An H100 issues 132 · 128 · 1.7e9 of them a second, 9.6 in the time that a
-    byte takes at 3 TB/s.
-    """
+def control_flow(ptx):
+    """{label: lines of a basic block} and {label: labels of what may follow it}, the first of which has no label."""
     body = ptx.partition(".entry")[2]
     blocks, label = {"": []}, ""
     for line in body.splitlines():
@@ -151,6 +151,31 @@ def round_trip(ptx):
         target = re.search(r"bra(?:\.uni)?\s+(\$\w+);", last)
         falls = not re.search(r"^\t(bra|ret)", last)
         after[name] = ([target[1]] if target else []) + ([following] if falls and following else [])
+    return blocks, after
+
+
+def before_waiting(ptx):
+    """Lines that write, or end the kernel, on some way before it waits for the last one, which it may begin before."""
+    blocks, after = control_flow(ptx)
+    found, reached, left = [], set(), [""]
+    while left:
+        name = left.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        lines = list(itertools.takewhile(lambda line: "griddepcontrol.wait" not in line, blocks[name]))
+        found += [line for line in lines if re.search(r"\bst\.global|\bret\b", line)]
+        left += after[name] if len(lines) == len(blocks[name]) else []
+    return found
+
+
+def round_trip(ptx):
+    """PTX instructions once around a pointwise kernel's loop, on the way that takes in all its wide loads and stores.
+
+    The machine code has about a tenth fewer. An H100 issues 132 · 128 · 1.7e9 of them a second, 9.6 in the time that a
+    byte takes at 3 TB/s.
+    """
+    blocks, after = control_flow(ptx)
 
     def distances(start):
         """Instructions from the beginning of one block to those of all that can be reached."""
@@ -163,7 +188,7 @@ def round_trip(ptx):
                     heapq.heappush(waiting, (so_far + len(blocks[name]), n))
         return reached
 
-    wide = [n for n in names if any(re.search(r"(ld|st)\.global\.v[24]", line) for line in blocks[n])]
+    wide = [n for n in blocks if any(re.search(r"(ld|st)\.global\.v[24]", line) for line in blocks[n])]
     ways = {n: distances(n) for n in wide}
     wide = [n for n in wide if n in ways[n]]
     trips = [sum(ways[a].get(b, math.inf) for a, b in zip(t, [*t[1:], t[0]])) for t in itertools.permutations(wide)]
@@ -181,10 +206,10 @@ def figures(ptx, log):
         "registers": number(r"Used (\d+) registers"),
         "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
         "stack": number(r"(\d+) bytes stack frame"),
-        "wide loads": len(re.findall(r"ld\.global\.v[24]\.[ufb](?:32|64)", ptx)),
+        "wide loads": len(re.findall(LOAD + r"[24]\.[ufb](?:32|64)", ptx)),
         "wide stores": len(re.findall(r"st\.global\.v[24]\.[ufb](?:32|64)", ptx)),
         "float64": len(re.findall(r"\.f64", ptx)),
-        "loads first": WIDE in ptx and loads_come_first(ptx),
+        "loads first": loads_come_first(ptx),
         "instructions": sum(1 for _ in instructions(ptx)),
     }
 
@@ -200,10 +225,11 @@ def instructions(ptx):
 def loads_come_first(ptx):
     """Whether all 16-byte loads stand before the first use of anything that one of them loads."""
     lines = ptx.splitlines()
-    loaded = {k: re.findall(r"%\w+", line.split("{")[-1].split("}")[0]) for k, line in enumerate(lines) if WIDE in line}
+    wide = [k for k, line in enumerate(lines) if re.search(LOAD + "4", line)]
+    loaded = {k: re.findall(r"%\w+", lines[k].split("{")[-1].split("}")[0]) for k in wide}
     registers = {register for some in loaded.values() for register in some}
     used = (k for k, line in enumerate(lines) if k not in loaded and registers & set(re.findall(r"%\w+", line)))
-    return max(loaded) < next(used)
+    return bool(loaded) and max(loaded) < next(used)
 
 
 def instructions_a_value(code, form, even=True):

@@ -79,7 +79,7 @@ def on_the_device():
         if SIMULATED:  # blocks of a few threads, with two to a warp, and spans that rows do not fit in
             patch.setattr(solve, "WARP", 2)
             shape = choices.RowShape
-            for name in ("ROWS", "VALUES", "ODD_VALUES"):
+            for name in ("ROWS", "VALUES"):
                 patch.setattr(choices, name, (shape(2, 2, 16, 1), shape(4, 1, 16, 1), shape(4, 1, 64, 0)))
             for name, threads in (
                 ("PLANE_THREADS", 4),

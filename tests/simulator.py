@@ -149,6 +149,7 @@ def install():
     kernel.BlockManager, kernel.swapped_cuda_module = Block, swapped
     arena = Arena()
     memory.allocate = arena.allocate
+    memory.capability = lambda number: (9, 0)  # blocks do run at once here
 
     def opening(function):
         def opened(*args):

@@ -258,6 +258,14 @@ def test_plans_are_few(rng, monkeypatch):
         assert len(plans._plans) <= 4
 
 
+def test_strides_as_large_as_addresses(rng):
+    """Those of an axis of one element may be anything."""
+    x, t = Foreign(rng.standard_normal((1, 6)).astype(np.float32)), Foreign(np.array([2]))
+    expected = float(nbloss.cross_entropy(x, t))
+    x.__cuda_array_interface__["strides"] = (1 << 50, 4)
+    assert {float(nbloss.cross_entropy(x, t)) for _ in range(4)} == {expected}
+
+
 def test_parameters_lie_as_kernels_read_them():
     """Eight bytes each, found by their addresses; no device is needed for this."""
     pytest.importorskip("cuda.core")

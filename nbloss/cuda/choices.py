@@ -48,20 +48,21 @@ class RowShape(NamedTuple):
             together = 768 if self.parts > 1 else 640
         return block, max(together // block, 1)
 
-    def serves(self, code: str, dense: bool, even: bool, capability: tuple[int, int]) -> bool:
+    def serves(self, code: str, dense: bool, capability: tuple[int, int]) -> bool:
         """Whether there is such a kernel, without too few registers for its threads."""
         if self.parts > 1 and (dense or capability < (9, 0)):
             return False  # parts of a row know no mass of each other; clusters are new on sm_90
-        if dense or code == "d":
+        if self.parts == 0 and capability < (9, 0):
             return self.threads < 512
-        return even or self.threads < 512 or (self.threads == 512 and self.parts != 1)
+        return self.threads < 512 or not (dense or code == "d")
 
     def reach(self, code: str, dense: bool) -> float:
         """How many classes a row may have."""
         return self.threads * self.held(code, dense) * self.parts if self.parts else float("inf")
 
 
-# The first that reaches is taken: one block that holds a row, several that do, one that goes over it.
+# The first that reaches is taken: one block that holds a row, several that do, one that goes over it. It is not asked
+# where a row begins, for no sum may be added in another order for that.
 WHOLE = (
     RowShape(8, 16, 16, 1),
     RowShape(8, 16, 32, 1),
@@ -75,8 +76,7 @@ WHOLE = (
 SHARED = (*(RowShape(256, 1, 32, parts) for parts in (4, 8)), *(RowShape(n, 1, 32, 8) for n in (512, 1024)))
 AGAIN = (RowShape(512, 1, 32, 0), RowShape(256, 1, 32, 0))
 ROWS = (*WHOLE, *SHARED, *AGAIN)
-# For its value alone, a row is read once by whoever reads it.
-VALUES, ODD_VALUES = (*WHOLE, *AGAIN), (*WHOLE, RowShape(128, 1, 32, 0))
+VALUES = (*WHOLE, AGAIN[-1])  # for its value alone, a row is read once by whoever reads it
 
 # What a benchmark tries besides: other blocks for rows of the same size.
 CANDIDATES = (
@@ -93,8 +93,8 @@ CANDIDATES = (
 forced: RowShape | None = None  # by a benchmark or a test, for the rows that it reaches
 
 
-def row_shape(classes: int, code: str, form: int, dense: bool, even: bool, capability: tuple[int, int]) -> RowShape:
+def row_shape(classes: int, code: str, form: int, dense: bool, capability: tuple[int, int]) -> RowShape:
     """The shape for rows of so many classes."""
-    shapes = ROWS if form != LOSS_ONLY else VALUES if even else ODD_VALUES
+    shapes = VALUES if form == LOSS_ONLY else ROWS
     shapes = shapes if forced is None else (forced, *shapes)
-    return next(s for s in shapes if s.reach(code, dense) >= classes and s.serves(code, dense, even, capability))
+    return next(s for s in shapes if s.reach(code, dense) >= classes and s.serves(code, dense, capability))

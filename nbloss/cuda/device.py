@@ -133,10 +133,6 @@ class Home:
         self._memory.copy_to_host(found.ctypes.data, address, 8, self.number, self.stream)
         return bool(found[0])
 
-    def before(self, stream: int) -> None:
-        """Let another stream wait for what this one has under way."""
-        self._memory.order(self.number, self.stream, stream)
-
     def launch(
         self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1, early: bool = False
     ) -> None:

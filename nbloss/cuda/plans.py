@@ -72,7 +72,7 @@ def _key(entry: str, names: Sequence[str], values: Sequence[Any], layouts: Layou
     for k, value in enumerate(values):
         if k in layouts:
             layout = layouts[k]
-            if 0 in layout.shape:
+            if 0 in layout.shape or any(abs(step) >= SPAN for step in layout.strides or ()):
                 return None
             parts += (layout[1:6], layout.address % VECTOR_BYTES)  # all but the address and what keeps it
         elif names[k] != "stream":

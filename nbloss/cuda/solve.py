@@ -393,7 +393,7 @@ def _run_rowwise(
                 blocks, threads = -(-outer * inner // PLANE_THREADS), PLANE_THREADS
             elif along:
                 even = _even(arrays)
-                shape = choices.row_shape(classes, code, stage, dense, even, home.capability)
+                shape = choices.row_shape(classes, code, stage, dense, home.capability)
                 threads, height, _, parts = shape
                 options = (code, mass_code, stage, dense, threads, height, shape.held(code, dense), parts, even, WARP)
                 early = _chained(home) and bool(faults or factor_at)  # after that of labels, or of another piece
