@@ -22,7 +22,9 @@ TARGETS = ((8, 0), (9, 0))
 DTYPES = {"f": "float32", "h": "bfloat16", "H": "float16", "d": "float64"}
 FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
 I64 = types.int64
-ALIKE = {*choices.WHOLE[1:3], *choices.WHOLE[4:6], choices.SHARED[1]}
+FEW = (choices.WHOLE[6], choices.SHARED[0], choices.AGAIN[1])
+# One shape of each kind: of float64 and float16; of float32 and bfloat16.
+KINDS = FEW, (choices.WHOLE[0], choices.WHOLE[3], choices.WHOLE[7], *choices.SHARED[2:], choices.AGAIN[0], *FEW)
 LOAD = r"ld\.global(?:\.L1::no_allocate)?\.v"
 PREDICATED = "{ .reg .pred"  # how a load that may be left out begins
 NO_INSTRUCTION = (".", "//", "$", "{", "}", "(", ")", "mov", "neg", "ld.param")
@@ -38,7 +40,7 @@ ROW_ARGUMENTS = [ints(7), ints(5), ints(5), ints(7), ints(5)]
 def variants(target, alike=True):
     """(what it is called, its dtype, how to make it, argument types, launch bounds, elements of a thread).
 
-    If not `alike`, those are left out that differ from others in nothing but their threads, or in 16-bit dtypes.
+    If not `alike`, those are left out that differ from others in nothing but their threads, or in their dtype.
 
     Bounds are (threads of a block, blocks that a multiprocessor is to have registers for), 0 where none are given.
     """
@@ -50,7 +52,7 @@ def variants(target, alike=True):
                 continue
             shapes = choices.VALUES if form == LOSS_ONLY else choices.ROWS
             for shape, even in itertools.product(shapes, (True, False)):
-                if not shape.serves(code, dense, target) or not (alike or shape not in ALIKE):
+                if not shape.serves(code, dense, target) or not (alike or shape in KINDS[code in "fh"]):
                     continue
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
