@@ -16,20 +16,25 @@ from nbloss.cuda.intrinsics import I32, I64, SIMULATED, slot
 ALL_LANES = 0xFFFFFFFF
 
 
-def shuffle_xor(value, distance):
-    """`value` of the thread of the same warp whose number differs by this bit; all threads take part."""
-    return from_thread(value, threading.current_thread().thread_id ^ distance)
-
-
-def from_thread(value, source):
-    """`value` of the thread of the same warp with this number; all threads take part."""
+def _exchanged(given, source):
+    """What the thread with this number gives, where all threads of a block give something."""
     thread = threading.current_thread()
     board = thread._manager.__dict__.setdefault("board", {})
-    board[thread.thread_id] = value
+    board[thread.thread_id] = given
     thread.syncthreads()
     other = board[source]
     thread.syncthreads()
     return other
+
+
+def shuffle_xor(value, distance):
+    """`value` of the thread of the same warp whose number differs by this bit; all threads take part."""
+    return _exchanged(value, threading.current_thread().thread_id ^ distance)
+
+
+def from_thread(values, to, at, count, source):
+    """`count` values of the thread of the same warp with this number into to[at], to[at + 1], …; all take part."""
+    to[at : at + count] = _exchanged(values[:count].copy(), source)
 
 
 def sync_warp():
@@ -136,8 +141,9 @@ if not SIMULATED:
         cuda.syncwarp()
 
     @cuda.jit(device=True)
-    def from_thread(value, source):
-        return cuda.shfl_sync(ALL_LANES, value, source)
+    def from_thread(values, to, at, count, source):
+        for k in range(count):
+            to[at + k] = cuda.shfl_sync(ALL_LANES, values[k], source)
 
     @cuda.jit(device=True)
     def tell_cluster(slots, part, m, below, ties):

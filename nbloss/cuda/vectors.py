@@ -98,6 +98,7 @@ def row_access(code, threads, values, even, lowest, warp, once):
         leader = (cuda.threadIdx.x & (width - 1)) == 0
         low = past if first == 0 else np.int32(0)  # the vector in which the row begins has others before it
         line = cuda.local.array(both, word)
+        given = cuda.local.array(words, word)
         for u in range(vectors + 1):
             wide = u * apart + lanes <= left and (low == 0 or u > 0) and (leader or u < vectors)
             load_if(wide, at + u * apart * size, v, u * words, stored)
@@ -112,7 +113,8 @@ def row_access(code, threads, values, even, lowest, warp, once):
             for k in range(words):
                 own, next_one = v[u * words + k], v[(u + 1) * words + k]
                 line[k] = own
-                line[words + k] = from_thread(next_one if leader else own, following)
+                given[k] = next_one if leader else own
+            from_thread(given, line, words, words, following)
             turned(line, past)
             for k in range(words):
                 v[u * words + k] = line[k]
@@ -130,6 +132,7 @@ def row_access(code, threads, values, even, lowest, warp, once):
         left = room_from(first, room) + past
         lane = cuda.threadIdx.x & (width - 1)
         line = cuda.local.array(both, word)
+        given = cuda.local.array(words, word)
         preceding = (cuda.threadIdx.x & ~(width - 1)) | ((cuda.threadIdx.x - 1) & (width - 1))
         last = lane == width - 1
         if last:  # its last elements belong to a vector of memory that is no thread's of this warp
@@ -142,8 +145,9 @@ def row_access(code, threads, values, even, lowest, warp, once):
             for k in range(words):
                 own = v[u * words + k]
                 before = v[(u - 1) * words + k] if u > 0 else own
-                line[k] = from_thread(before if last else own, preceding)
+                given[k] = before if last else own
                 line[words + k] = own
+            from_thread(given, line, 0, words, preceding)
             if past > 0:
                 turned(line, lanes - past)
                 for k in range(words):
