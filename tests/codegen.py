@@ -40,7 +40,8 @@ ROW_ARGUMENTS = [ints(7), ints(5), ints(5), ints(7), ints(5)]
 def variants(target, alike=True):
     """(what it is called, its dtype, how to make it, argument types, launch bounds, elements of a thread).
 
-    If not `alike`, those are left out that differ from others in nothing but their threads, or in their dtype.
+    If not `alike`, those are left out that differ from others in their threads or their dtype, or in how rows are read,
+    alone.
 
     Bounds are (threads of a block, blocks that a multiprocessor is to have registers for), 0 where none are given.
     """
@@ -52,7 +53,9 @@ def variants(target, alike=True):
                 continue
             shapes = choices.VALUES if form == LOSS_ONLY else choices.ROWS
             for shape, even in itertools.product(shapes, (True, False)):
-                if not shape.serves(code, dense, target) or not (alike or shape in KINDS[code in "fh"]):
+                odd_form = not even and (dense or form == LOG_SOFTMAX)
+                kinds = FEW[:1] if odd_form else KINDS[code in "fh"]
+                if not shape.serves(code, dense, target) or not (alike or shape in kinds):
                     continue
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
