@@ -101,7 +101,7 @@ names = {"numba", "numba_cuda", "cuda", "llvmlite", "scipy", "ml_dtypes", "torch
 heavy = names & {m.split(".")[0] for m in sys.modules}
 print(round(took * 1e3, 1), sorted(heavy))
 """
-    took, heavy = zip(*(run(code).split(" ", 1) for _ in range(5)))
+    took, heavy = zip(*(run(code).split(" ", 1) for _ in range(10)))
     assert set(heavy) == {"[]"}
     assert min(map(float, took)) < 30
 
