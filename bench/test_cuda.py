@@ -16,12 +16,8 @@ from bench.timing import Timing
 # What peers warn of is not ours to fix.
 pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore")]
 
-TOLERANCE = {
-    "float32": 1e-5,
-    "float64": 1e-12,
-    "float16": 1e-2,
-    "bfloat16": 6e-2,
-}  # torch rounds the log-softmax of bfloat16
+# torch rounds the log-softmax of bfloat16.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "float16": 1e-2, "bfloat16": 6e-2}
 
 
 @pytest.fixture(scope="module")

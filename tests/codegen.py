@@ -15,7 +15,8 @@ from numba.cuda import dispatcher, types
 from nbloss import formulas
 from nbloss.cuda import choices, planes, pointwise, rows, rowwise, solve, sums
 from nbloss.cuda.driver import unfused
-from nbloss.cuda.intrinsics import LABEL_CODE, REAL, STORED, TYPE, VECTOR_BYTES
+from nbloss.cuda.intrinsics import REAL, STORED, TYPE, VECTOR_BYTES
+from nbloss.cuda.labels import LABEL_CODE
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 TARGETS = ((8, 0), (9, 0))

@@ -7,6 +7,7 @@ driver      CUDA itself, through cuda.core and Numba; simulator: the same functi
 pointwise   the kernel of pointwise losses
 rowwise     what the kernels of rows have in common: rows (several threads a row, in registers; vectors: how they read
             and write it) and planes (a row a thread); and picks (the target's entry alone)
+labels      class indices of any integer dtype
 sums        sums over rows and blocks, labels read ahead, dtypes converted; groups: sums over threads
 functions   nbloss.formulas on scalars
 intrinsics  memory by address and single instructions; words: elements as they lie in memory; threads: what threads,

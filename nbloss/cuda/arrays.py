@@ -8,6 +8,7 @@ read through it. What a user receives is a `DeviceArray`, which other libraries 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,14 @@ class Layout(NamedTuple):
     read_only: bool
     number: int  # of the device
     keeper: object  # what holds the memory
+
+
+def extent(address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None, itemsize: int) -> tuple[int, int]:
+    """Where the memory of an array begins, and where it ends."""
+    if strides is None:
+        return address, address + math.prod(shape) * itemsize
+    reach = [(n - 1) * step for n, step in zip(shape, strides)]
+    return address + sum(r for r in reach if r < 0), address + sum(r for r in reach if r > 0) + itemsize
 
 
 _ON_HOST = {np.ndarray, list, tuple, int, float, str, bool, type(None)}  # what is not worth asking

@@ -19,9 +19,7 @@ class RowShape(NamedTuple):
     threads: int  # of a block, that share a row
     height: int  # rows of a block, 1 if a row has more threads than a warp
     words: int  # of four bytes, that a thread holds of a row; see `held`
-    parts: (
-        int  # blocks that hold a row together, a cluster of 8 at most; 0: one goes over it, and again for its gradient
-    )
+    parts: int  # blocks that hold a row together, a cluster of up to 8; 0: one goes over it, again for its gradient
 
     def held(self, code: str, dense: bool) -> int:
         """Values that a thread holds: beside a target with mass on every class half as many, or as many of 16 bits."""

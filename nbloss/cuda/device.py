@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, view_at
+from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, extent, view_at
 from nbloss.problem import Array, bfloat16, is_bfloat16
 
 INSTALL = "pip install 'nbloss[cu13]', or 'nbloss[cu12]' for a CUDA 12 driver"
@@ -119,9 +119,7 @@ class Home:
         """A copy on the host, once the device has computed it."""
         if not view.size:
             return np.empty(view.shape, view.dtype)
-        reach = [(n - 1) * step for n, step in zip(view.shape, view.strides)]
-        low = view.address + sum(step for step in reach if step < 0)
-        high = view.address + sum(step for step in reach if step > 0) + view.itemsize
+        low, high = extent(view.address, view.shape, view.strides, view.itemsize)
         raw = np.empty(high - low, np.uint8)
         self._memory.copy_to_host(raw.ctypes.data, low, raw.nbytes, self.number, self.stream)
         host: Array = np.ndarray(view.shape, view.dtype, raw, view.address - low, view.strides)
@@ -141,7 +139,8 @@ class Home:
         One that is `early` may begin before the kernel that was started before it has ended, and waits for that itself
         (nbloss.cuda.threads.wait_for_last) before it reads what that writes, or writes anything.
         """
-        self._memory.launch(kernel, blocks, threads, self.number, self.stream, arguments, cluster, early)
+        with self._memory.on(self.number):
+            self._memory.Launch(kernel, blocks, threads, self.number, arguments, cluster, early).start(self.stream)
 
     def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
         """A contiguous copy of another dtype."""

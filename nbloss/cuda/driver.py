@@ -148,8 +148,6 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
 
 
 _loaded: dict[tuple[Any, int], tuple[Any, struct.Struct]] = {}
-
-
 _compiling = threading.Lock()
 
 
@@ -217,21 +215,6 @@ class Launch:
             _checked(driver.cuLaunchKernelEx(self._configuration, self._function, self._places_at, 0))
 
 
-def launch(
-    kernel: Any,
-    blocks: int,
-    threads: int,
-    number: int,
-    stream: int,
-    arguments: tuple[Any, ...],
-    cluster: int = 1,
-    early: bool = False,
-) -> None:
-    """Start a kernel once."""
-    with on(number):
-        Launch(kernel, blocks, threads, number, arguments, cluster, early).start(stream)
-
-
 KIND = driver.CUlaunchAttributeID
 
 
@@ -297,9 +280,8 @@ def dlpack(
     bfloat16 = view.dtype.kind == "V"
     dtype = np.dtype(np.uint16) if bfloat16 else view.dtype
     with on(number):
-        memory = Buffer.from_handle(
-            view.address, max(view.nbytes, 1), owner=view.keeper
-        )  # a part of what the keeper holds
+        # Of all that the keeper holds, the view's part.
+        memory = Buffer.from_handle(view.address, max(view.nbytes, 1), owner=view.keeper)
         shared = StridedMemoryView.from_buffer(memory, shape=view.shape, strides=strides, dtype=dtype)
         capsule: object = shared.__dlpack__(max_version=max_version)
     if bfloat16:

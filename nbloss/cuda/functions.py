@@ -20,10 +20,9 @@ def maximum(a, b):
     return a if a > b else b
 
 
-FMA = {np.float32: libdevice.fmaf_rn, np.float64: libdevice.fma_rn}
 LIBRARY = {
-    np.float32: (libdevice.expf, libdevice.logf, libdevice.log1pf, libdevice.fabsf, libdevice.fmaxf),
-    np.float64: (libdevice.exp, libdevice.log, libdevice.log1p, libdevice.fabs, libdevice.fmax),
+    np.float32: [getattr(libdevice, n) for n in ("expf", "logf", "log1pf", "fabsf", "fmaxf", "fmaf_rn")],
+    np.float64: [getattr(libdevice, n) for n in ("exp", "log", "log1p", "fabs", "fmax", "fma_rn")],
 }
 LOG2E, LOG2E_REST = np.float32(1.44269504), np.float32(1.92596303e-8)  # their sum is log2(e)
 # Adding this to a float32 rounds it to an integer, which it leaves in the lowest bits.
@@ -56,11 +55,10 @@ class Functions:
     def __init__(self, code):
         real = REAL[code]
         self.real, self.type, self._half = real, TYPE[real], code in "Hh"
-        plain = np.exp, np.log, np.log1p, np.abs, np.fmax
-        exp, log, log1p, absolute, self.larger = plain if SIMULATED else LIBRARY[real]
+        plain = np.exp, np.log, np.log1p, np.abs, np.fmax, formulas.fma
+        exp, log, log1p, absolute, self.larger, fused = plain if SIMULATED else LIBRARY[real]
         self.exp, self.log1p, self.absolute = exp, log1p, absolute
         constants = {n: real(v) for n, v in vars(formulas).items() if isinstance(v, float)}
-        fused = device_function(formulas.fma) if SIMULATED else FMA[real]
         self._primitives = {"log1p": log1p, "fma": fused, **constants}
         single = real is np.float32
         self._primitives |= {

@@ -94,6 +94,8 @@ def fma(a, b, c):
 
 if SIMULATED:
     exp2, estimated_inverse = np.exp2, np.reciprocal
+
+
 # --- what a device runs instead -------------------------------------------------------------------------------
 
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -229,11 +231,16 @@ def _emit_store_vector(context, builder, signature, args):
     parts = [builder.load(slot(context, builder, signature.args[1], values, at, k)) for k in range(lanes)]
     if dtype.bitwidth == 16:
         parts = [two_to_word(builder, dtype, *parts[k : k + 2]) for k in range(0, lanes, 2)]
+    store_parts(builder, address, parts)
+    return context.get_dummy_value()
+
+
+def store_parts(builder, address, parts):
+    """Write sixteen bytes of equal parts."""
     vector = ir.Constant(ir.VectorType(parts[0].type, len(parts)), ir.Undefined)
     for k, part in enumerate(parts):
         vector = builder.insert_element(vector, part, I32(k))
     builder.store(vector, pointer_to(builder, address, vector.type), align=VECTOR_BYTES)
-    return context.get_dummy_value()
 
 
 def _emit_load_integer(context, builder, signature, args):
@@ -297,43 +304,9 @@ if not SIMULATED:
     @intrinsic
     def estimated_inverse(typingctx, x):
         """1 / x in float32 to 1 ulp, which is enough for results of 16 bits."""
-
-        def emit(context, builder, signature, args):
-            estimate = ir.InlineAsm(ir.FunctionType(FLOAT[4], [FLOAT[4]]), "rcp.approx.ftz.f32 $0, $1;", "=f,f")
-            return builder.call(estimate, args)
-
-        return types.float32(types.float32), emit
+        return types.float32(types.float32), _instruction("rcp")
 
 
 def device_function(function):
     """A function that kernels call."""
     return function if SIMULATED else cuda.jit(device=True)(function)
-
-
-# Labels of any integer type, by the code that a kernel is given; 0 is for no labels.
-LABEL_TYPES = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
-LABEL_CODE = {np.dtype(t): code for code, t in enumerate(LABEL_TYPES, 1)}
-I1_CODE, U1_CODE, I2_CODE, U2_CODE, I4_CODE, U4_CODE, I8_CODE, U8_CODE = LABEL_CODE.values()
-I1, U1, I2, U2, I4, U4, I8, U8 = (t(0) for t in LABEL_TYPES)
-ONE_BELOW, TWO_BELOW = np.int64(-1), np.int64(-2)
-
-
-@device_function
-def load_label(address, code, ignore):
-    """A class index as int64; one beyond int64 as a negative number that is not `ignore`."""
-    if code == I8_CODE:
-        return load_integer(address, I8)
-    if code == I4_CODE:
-        return load_integer(address, I4)
-    if code == U1_CODE:
-        return load_integer(address, U1)
-    if code == I1_CODE:
-        return load_integer(address, I1)
-    if code == I2_CODE:
-        return load_integer(address, I2)
-    if code == U2_CODE:
-        return load_integer(address, U2)
-    if code == U4_CODE:
-        return load_integer(address, U4)
-    label = load_integer(address, U8)
-    return label if label >= 0 else TWO_BELOW if ignore == ONE_BELOW else ONE_BELOW

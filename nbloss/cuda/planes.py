@@ -10,12 +10,12 @@ from nbloss.cuda.intrinsics import (
     device_function,
     load,
     load_integer,
-    load_label,
     load_vector_if,
     store,
     store_vector,
     unpack,
 )
+from nbloss.cuda.labels import load_label
 from nbloss.cuda.rowwise import NAN, ZERO, Row
 from nbloss.problem import LOSS_ONLY
 

@@ -7,14 +7,13 @@ in every call of the kind. So a plan is steps, which are done at the addresses o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbloss.cuda import choices, device
-from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, delivered, parameters, view_at
+from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, delivered, extent, parameters, view_at
 from nbloss.cuda.device import Home, arrived, layout_of, stream_pointer
 from nbloss.cuda.intrinsics import VECTOR_BYTES
 from nbloss.problem import Array
@@ -104,16 +103,8 @@ def _is_in_place(out: int, layouts: Layouts) -> bool:
 
 
 def _are_apart(a: Layout, b: Layout) -> bool:
-    (a_low, a_high), (b_low, b_high) = _extent(a), _extent(b)
+    (a_low, a_high), (b_low, b_high) = (extent(*layout[:3], layout.dtype.itemsize) for layout in (a, b))
     return a_high <= b_low or b_high <= a_low
-
-
-def _extent(layout: Layout) -> tuple[int, int]:
-    low, size = layout.address, layout.dtype.itemsize
-    if layout.strides is None:
-        return low, low + math.prod(layout.shape) * size
-    reach = [(n - 1) * step for n, step in zip(layout.shape, layout.strides)]
-    return low + sum(r for r in reach if r < 0), low + sum(r for r in reach if r > 0) + size
 
 
 # --- plans ------------------------------------------------------------------------------------------------------

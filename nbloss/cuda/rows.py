@@ -5,11 +5,12 @@ from numba import cuda
 
 from nbloss.cuda.functions import Functions, add
 from nbloss.cuda.groups import reduction
-from nbloss.cuda.intrinsics import REAL, STORED, VECTOR_BYTES, device_function, load, load_integer, load_label, store
+from nbloss.cuda.intrinsics import REAL, STORED, VECTOR_BYTES, device_function, load, load_integer, store
+from nbloss.cuda.labels import load_label
 from nbloss.cuda.rowwise import NAN, ZERO, Row
 from nbloss.cuda.threads import begin_cluster, let_next_begin, sync_warp, tell_cluster, wait_for_last
-from nbloss.cuda.vectors import KNOWN, row_access
-from nbloss.cuda.words import WORD, larger_pairs, put_values, value_of
+from nbloss.cuda.vectors import row_access
+from nbloss.cuda.words import KNOWN, WORD, larger_pairs, put_values, value_of
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 
 
@@ -119,10 +120,9 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         grad_output, grad_output_outer, _, factor, faults = upstream
         if chained:
             let_next_begin()
-        if pieces > 1:
-            begin_cluster()
         number, part = np.int64(cuda.blockIdx.x), np.int64(0)
         if pieces > 1:
+            begin_cluster()
             number, part = number // pieces, number % pieces
         thread = cuda.threadIdx.x & (threads - 1)
         i = number * height + (cuda.threadIdx.x >> bits)
@@ -220,6 +220,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
             slope = scale * a / (one + r) if active else nothing
             log_norm = log1p(r)
             y_t = at_target(scale, x_t, m, r, kept, mass_sum, uniform, weight_t) if active else nothing
+            of_word = cuda.local.array(pair, dtype)
             out_row = out + i * out_outer
             zero = cuda.blockIdx.y if r > nothing else cuda.blockIdx.z  # not known before the threads have met
             room = classes if exists else 0
@@ -238,18 +239,13 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                     fetch(v, address, start, reach)
                 for u in range(vectors):
                     for c in range(lanes // pair):
-                        k = u * lanes + c * pair
-                        low = result_of(
-                            v, k, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a,
-                            q_row if dense else q, q_class, weight, share, uniform,
-                        )  # fmt: skip
-                        high = low
-                        if pair == 2:
-                            high = result_of(
-                                v, k + 1, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a,
+                        w = u * (lanes // pair) + c
+                        for h in range(pair):
+                            of_word[h] = result_of(
+                                v, w * pair + h, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a,
                                 q_row if dense else q, q_class, weight, share, uniform,
                             )  # fmt: skip
-                        put_values(v, k // pair, low, high, stored)
+                        put_values(v, w, of_word[0], of_word[pair - 1], stored)
                     if even:
                         put(v, u, out_row, start, room)
                 if not even:

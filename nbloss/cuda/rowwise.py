@@ -23,7 +23,8 @@ import numpy as np
 from numba import cuda
 
 from nbloss.cuda.functions import Functions, two_sum
-from nbloss.cuda.intrinsics import REAL, STORED, device_function, load, load_integer, load_label, store
+from nbloss.cuda.intrinsics import REAL, STORED, device_function, load, load_integer, store
+from nbloss.cuda.labels import load_label
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 
 

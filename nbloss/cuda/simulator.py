@@ -59,16 +59,7 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
     ctypes.memset(address, 0, size)
 
 
-def launch(
-    kernel: Any,
-    blocks: int,
-    threads: int,
-    number: int,
-    stream: int,
-    arguments: tuple[Any, ...],
-    cluster: int = 1,
-    early: bool = False,
-) -> None:
+def launch(kernel: Any, blocks: int, threads: int, number: int, stream: int, arguments: tuple[Any, ...]) -> None:
     kernel[blocks, threads](*arguments)
 
 
@@ -86,7 +77,7 @@ class Launch:
         early: bool = False,
         moved: Sequence[tuple[int, int, int]] = (),
     ) -> None:
-        self._kernel, self._grid, self._number, self._cluster = kernel, (blocks, threads), number, cluster
+        self._kernel, self._grid, self._number = kernel, (blocks, threads), number
         self._arguments, self._moved = arguments, moved
 
     def start(self, stream: int, bases: Sequence[int] = ()) -> None:
@@ -95,7 +86,7 @@ class Launch:
             numbers[parameter] = bases[base] + offset
         rest = iter(numbers)
         arguments = tuple(tuple(islice(rest, len(a))) if type(a) is tuple else next(rest) for a in self._arguments)
-        launch(self._kernel, *self._grid, self._number, stream, arguments, self._cluster)
+        launch(self._kernel, *self._grid, self._number, stream, arguments)
 
 
 def order(number: int, first: int, then: int) -> None:

@@ -21,7 +21,8 @@ from nbloss.cuda import rowwise as rowwise_kernels
 from nbloss.cuda import sums as sum_kernels
 from nbloss.cuda.arrays import DeviceView
 from nbloss.cuda.device import Home
-from nbloss.cuda.intrinsics import LABEL_CODE, SIMULATED, VECTOR_BYTES
+from nbloss.cuda.intrinsics import SIMULATED, VECTOR_BYTES
+from nbloss.cuda.labels import LABEL_CODE
 from nbloss.cuda.sums import BY_WEIGHTS
 from nbloss.problem import FLOAT64, LOSS_ONLY, WANT_VALUE, Array, Pointwise, Rowwise, compute_dtype, divided
 
@@ -157,12 +158,14 @@ def _total(
 
 def _summing(home: Home, factory: Callable[..., Any], dtype: np.dtype[Any], count: int) -> tuple[Any, int]:
     """A kernel that adds so many numbers, and how many blocks of it do so together."""
-    parts = SUM_PARTS if home.capability >= (9, 0) and count > SUM_THREADS * SUM_EACH else 1
-    options = (_code(dtype), SUM_THREADS, WARP, SUM_EACH, SUM_ROUNDS, parts, _chained(home))
+    chained = _chained(home)
+    parts = SUM_PARTS if chained and count > SUM_THREADS * SUM_EACH else 1
+    options = (_code(dtype), SUM_THREADS, WARP, SUM_EACH, SUM_ROUNDS, parts, chained)
     return _compiled(factory, *options, bounds=(SUM_THREADS, 1)), parts
 
 
 def _chained(home: Home) -> bool:
+    """Whether kernels can begin before the last has ended, and blocks form clusters."""
     return home.capability >= (9, 0)
 
 
@@ -289,8 +292,9 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     if labels is not None and rows and (mean or problem.check):
         scratch = home.empty((SCRATCH,), BYTES)
     at = _address(scratch)
-    # Ahead for the gradient: its factor, and that no label is a fault. Else with the losses, if both lie in one order.
-    ahead = scratch is not None and (out is not None or not labels.flags.c_contiguous)
+    # Labels are read with the losses that are added, if both lie in one order and there is no gradient: or else ahead.
+    beside = out is None and problem.reduction != "none" and labels is not None and labels.flags.c_contiguous
+    ahead = scratch is not None and not beside
     if ahead:
         _scan(problem, None, dtype, (at + FAULTS, at + DIVISOR, 0, at + FACTOR), scale)
     by_labels = mean and scratch is not None
@@ -312,8 +316,6 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
             loss = _constant(home, math.nan, dtype)
         else:
             loss = _mean_of(home, loss, 0, count, dtype)
-    elif scratch is not None and not ahead:
-        _scan(problem, None, dtype, (at + FAULTS, at + DIVISOR, 0, at + FACTOR), 0.0)
     if scratch is not None and problem.check and home.has_fault(at + FAULTS):
         assert labels is not None
         problems.refuse_labels(home.download(labels), classes, problem.ignore_index)

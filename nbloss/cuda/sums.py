@@ -20,20 +20,8 @@ from numba.cuda import types
 
 from nbloss.cuda.functions import add
 from nbloss.cuda.groups import reduction
-from nbloss.cuda.intrinsics import (
-    I4_CODE,
-    I8_CODE,
-    REAL,
-    STORED,
-    U8,
-    U8_CODE,
-    device_function,
-    load,
-    load_integer,
-    load_label,
-    store,
-    store_integer,
-)
+from nbloss.cuda.intrinsics import REAL, STORED, device_function, load, load_integer, store, store_integer
+from nbloss.cuda.labels import I4_CODE, I8_CODE, U8, U8_CODE, load_label
 from nbloss.cuda.threads import begin_cluster, let_next_begin, tell_cluster, wait_for_last
 
 I32, I64, ONE_BIT, BELOW_SIGN = np.int32(0), np.int64(0), np.int64(1), np.int64(2**63 - 1)
@@ -88,17 +76,23 @@ def _finish(code, threads, warp, parts):
     return finish
 
 
-def _portion(threads, each, rounds, parts):
-    """A function that gives where a block begins, where its cluster ends, and how far its next numbers are."""
+def _opening(threads, each, rounds, parts, chained):
+    """What a kernel begins with: a function that gives where its block does, where its cluster ends, and its steps."""
 
     @device_function
-    def portion(count):
+    def opened(count):
+        if chained:
+            let_next_begin()
+        if parts > 1:
+            begin_cluster()
         cluster, part = np.int64(cuda.blockIdx.x) // parts, np.int64(cuda.blockIdx.x) % parts
         at_once = threads * each
         begin = cluster * (at_once * rounds * parts)
+        if chained:
+            wait_for_last()
         return begin + part * at_once, min(begin + at_once * rounds * parts, count), at_once * parts
 
-    return portion
+    return opened
 
 
 def total(code, threads, warp, each, rounds, parts, chained):
@@ -106,19 +100,13 @@ def total(code, threads, warp, each, rounds, parts, chained):
     stored = STORED[code]
     size = stored.itemsize
     finish = _finish(code, threads, warp, parts)
-    portion = _portion(threads, each, rounds, parts)
+    opened = _opening(threads, each, rounds, parts, chained)
 
     def kernel(values, sums, ending, numerator, divisor):
         address, count, of_clusters = values
-        if chained:
-            let_next_begin()
-        if parts > 1:
-            begin_cluster()
-        begin, end, step = portion(count)
+        begin, end, step = opened(count)
         numbers = cuda.local.array(each, np.float64)
         value, weights, bad = WIDE, WIDE, GOOD
-        if chained:
-            wait_for_last()
         for start in range(begin, end, step):
             for c in range(each):  # all loads before the first sum waits for one
                 j = start + c * threads + cuda.threadIdx.x
@@ -161,23 +149,17 @@ def scan_labels(code, threads, warp, each, rounds, parts, chained):
         return fetch
 
     fetch_int64, fetch_int32 = fetcher(I64), fetcher(I32)
-    portion = _portion(threads, each, rounds, parts)
+    opened = _opening(threads, each, rounds, parts, chained)
 
     def kernel(target, extent, weight, losses, sums, ending, numerator):
         t, t_outer, t_inner, t_code, ignore = target
         loss, loss_outer, loss_inner = losses
         outer, inner, classes = extent
         count = outer * inner
-        if chained:
-            let_next_begin()
-        if parts > 1:
-            begin_cluster()
-        begin, end, step = portion(count)
+        begin, end, step = opened(count)
         labels = cuda.local.array(each, np.int64)
         numbers = cuda.local.array(each, np.float64)
         value, weights, bad = WIDE, WIDE, GOOD
-        if chained:
-            wait_for_last()
         for start in range(begin, end, step):
             first = start + cuda.threadIdx.x
             if outer == 1 and t_code in (I8_CODE, I4_CODE):

@@ -100,7 +100,7 @@ def _emit_share_with(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def instruction_alone(text):
+def _instruction_alone(text):
     def emit(context, builder, signature, args):
         function = ir.FunctionType(ir.VoidType(), [])
         builder.call(ir.InlineAsm(function, text, "~{memory}", side_effect=True), [])
@@ -118,23 +118,23 @@ if not SIMULATED:
 
     @intrinsic
     def let_next_begin(typingctx):
-        return types.void(), instruction_alone("griddepcontrol.launch_dependents;")
+        return types.void(), _instruction_alone("griddepcontrol.launch_dependents;")
 
     @intrinsic
     def wait_for_last(typingctx):
-        return types.void(), instruction_alone("griddepcontrol.wait;")
+        return types.void(), _instruction_alone("griddepcontrol.wait;")
 
     @intrinsic
     def begin_cluster(typingctx):
-        return types.void(), instruction_alone("barrier.cluster.arrive.relaxed.aligned;")
+        return types.void(), _instruction_alone("barrier.cluster.arrive.relaxed.aligned;")
 
     @intrinsic
     def arrive_in_cluster(typingctx):
-        return types.void(), instruction_alone("barrier.cluster.arrive.release.aligned;")
+        return types.void(), _instruction_alone("barrier.cluster.arrive.release.aligned;")
 
     @intrinsic
     def wait_for_cluster(typingctx):
-        return types.void(), instruction_alone("barrier.cluster.wait.acquire.aligned;")
+        return types.void(), _instruction_alone("barrier.cluster.wait.acquire.aligned;")
 
     @cuda.jit(device=True)
     def sync_warp():

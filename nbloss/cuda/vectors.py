@@ -15,6 +15,7 @@ from numba import cuda
 from nbloss.cuda.intrinsics import STORED, VECTOR_BYTES, device_function, load, store
 from nbloss.cuda.threads import from_thread
 from nbloss.cuda.words import (
+    KNOWN,
     WORD,
     from_second_half,
     load_words_if,
@@ -23,8 +24,6 @@ from nbloss.cuda.words import (
     store_words,
     value_of,
 )
-
-KNOWN = np.int32(0)
 
 
 def row_access(code, threads, values, even, lowest, warp, once):

@@ -19,8 +19,8 @@ from nbloss.cuda.intrinsics import (
     computed_in,
     load_if,
     memory_at,
-    pointer_to,
     slot,
+    store_parts,
     two_of_word,
     two_to_word,
 )
@@ -28,6 +28,7 @@ from nbloss.half import decoded, encoded
 
 # What elements are held in.
 WORD = {"f": types.float32, "d": types.float64, "H": types.int32, "h": types.int32}
+KNOWN = np.int32(0)  # for `value_of`, where the compiler may know
 
 
 def load_words_if(condition, address, words, at, stored):
@@ -97,10 +98,7 @@ def _emit_store_words(context, builder, signature, args):
     address, words, at, _ = args
     count = VECTOR_BYTES * 8 // signature.args[1].dtype.bitwidth
     parts = [builder.load(slot(context, builder, signature.args[1], words, at, k)) for k in range(count)]
-    vector = ir.Constant(ir.VectorType(parts[0].type, count), ir.Undefined)
-    for k, part in enumerate(parts):
-        vector = builder.insert_element(vector, part, I32(k))
-    builder.store(vector, pointer_to(builder, address, vector.type), align=VECTOR_BYTES)
+    store_parts(builder, address, parts)
     return context.get_dummy_value()
 
 
@@ -112,12 +110,8 @@ def _emit_value_of(context, builder, signature, args):
     word = builder.load(slot(context, builder, signature.args[0], words, builder.lshr(k, I64(1)), 0))
     word = builder.add(word, zero)
     second = builder.trunc(k, ir.IntType(1))
-    if dtype == types.uint16:
-        halves = two_of_word(builder, dtype, word)
-    else:  # one instruction each
-        halves = [builder.shl(word, I32(16)), builder.and_(word, I32(0xFFFF0000))]
-        halves = [builder.bitcast(half, FLOAT[4]) for half in halves]
-    return builder.select(second, halves[1], halves[0])
+    low, high = two_of_word(builder, dtype, word)
+    return builder.select(second, high, low)
 
 
 def _emit_put_values(context, builder, signature, args):
