@@ -46,7 +46,7 @@ def chosen():
 def test_kernel(variant, target):
     name, code, (factory, options), signature, bounds, values = variant
     ptx, log = codegen.compiled(factory, options, signature, target, bounds)
-    assert codegen.parameters(ptx) == codegen.flat(signature)  # as nbloss.cuda.driver.launch gives them
+    assert codegen.parameters(ptx) == codegen.flat(signature)  # as nbloss.cuda.driver.Launch gives them
     assert "griddepcontrol.wait" not in ptx or not codegen.before_waiting(ptx)
     found = codegen.figures(ptx, log)
     threads, blocks = bounds
