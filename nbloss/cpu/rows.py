@@ -225,9 +225,9 @@ def _row(operands, mode, i, top, following, scratch, like):
         q_t, slack = broadcast(kept + spread, like), broadcast(mass - spread, like)
         at_target = factor * target_gradient(broadcast(rest, like), broadcast(own, like), whole, a, q_t, slack)
         of_max = broadcast(exp_max, like)
-        # The slope, exp at the maximum, its probability, and its inverse.
-        shares = (a / whole, of_max, of_max / whole, 1.0 / of_max)
-        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, *shares)
+        if kind == NO_TARGET and form == GRADIENT and lane(of_max / whole, 0) == 1.0:  # products with the slope miss it
+            target, at_target = _place(row, 0, n, lane(m, 0), like), broadcast(1.0, like)
+        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, a / whole, of_max, 1.0 / of_max)
         write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, exps, target, at_target, like)
     return np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass), top
 
