@@ -10,12 +10,12 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbloss import problem as problems
+from nbloss import output
 from nbloss.cuda.arrays import on_device
-from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise
+from nbloss.errors import shown
+from nbloss.plans import WEIGHTS, Given, Key, has_none, keep, key_of, replay
+from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise, is_device_view
 
-Key = tuple[object, ...]
-Given = tuple[Any, ...]
 P = ParamSpec("P")
 Problem = TypeVar("Problem", Pointwise, Rowwise)
 
@@ -30,14 +30,15 @@ def results(
     return cast("tuple[Any, Any]", _plans_for(names[there[0]]).call(entry, solve, names, values, there))
 
 
+_NUMBERS = {float, np.float64, np.float32}
 _NO_ARRAYS = {"axis", "ignore_index", "label_smoothing", "reduction", "backend", "stream", "check"}
 
 
 def choose(backend: str, stream: object, problem: Problem) -> Problem:
     """The problem, with where it is to be solved: "auto" is where its arrays are."""
     if not isinstance(backend, str) or backend not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {problems.shown(backend)}")
-    if problems.at_one_place(problem):
+        raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {shown(backend)}")
+    if output.at_one_place(problem):
         if backend == "cpu":
             raise TypeError(
                 "backend='cpu' takes arrays on the host, got arrays on a device: copy them, or leave it out"
@@ -66,22 +67,22 @@ def solve(
     How it is done is kept for calls of the same `key`, where the arrays `given` (x, target, options) could be used as
     they are.
     """
-    factor = problems.upstream(problem, grad_output)
+    factor = output.upstream(problem, grad_output)
     written: Array | None = None
     in_place = False
     if form != LOSS_ONLY:
-        written, in_place = problems.output(problem, out, grad_output)
+        written, in_place = output.array_for(problem, out, grad_output)
     if problem.backend == "cuda":
         cuda = _cuda()
-        on_its_device = cuda.run if problems.is_device_view(problem.x) else cuda.through_device
+        on_its_device = cuda.run if is_device_view(problem.x) else cuda.through_device
         return on_its_device(problem, value, form, written, in_place, factor), written
     cpu = _cpu()
-    without = factor.ndim or _plans.get(key, _UNKNOWN) is None
+    without = factor.ndim or has_none(key)
     plan = None if without else cpu.plan(problem, value, form, written, in_place)
     if key is not None and not without:
-        _keep(key, plan, problem, given)
+        keep(key, plan, problem, given)
     if plan is not None:
-        weights = {n: a for n in _WEIGHTS if (a := getattr(problem, n, None)) is not None}
+        weights = {n: a for n in WEIGHTS if (a := getattr(problem, n, None)) is not None}
         return plan(problem.x, problem.target, written, float(factor), **weights), written
     if isinstance(problem, Pointwise):
         return cpu.pointwise(problem, value, written, in_place, factor), written
@@ -119,89 +120,6 @@ def _cuda() -> Any:
     from nbloss.cuda import solve as cuda
 
     return cuda
-
-
-# --- calls that are alike -------------------------------------------------------------------------------------
-
-_plans: dict[Key | None, Callable[..., Any] | None] = {}
-_UNKNOWN = object()
-_MOST_PLANS = 256
-_PLAIN = {str, int, float, bool, type(None)}
-_NUMBERS = {float, np.float64, np.float32}
-_WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
-
-
-def key_of(entry: str, x: Any, target: Any, out: Any, options: dict[str, Any]) -> Key | None:
-    """What a call has in common with those that differ from it in the values of their arrays alone.
-
-    What was checked and worked out for one of them holds for all. None where it takes a closer look.
-    """
-    if type(x) is not np.ndarray or not (type(target) is np.ndarray or target is None):
-        return None
-    rest: Key = ()
-    owned = False
-    if out is not None:
-        if type(out) is not np.ndarray:
-            return None
-        flags = out.flags  # 60 ns each time it is asked for
-        owned = flags.owndata
-        if not flags.writeable or (out is not x and _are_near(out, owned, x)):
-            return None
-        if target is not None and _are_near(out, owned, target):
-            return None
-        rest = (out is x, out.dtype, out.shape, out.strides)
-    for name, value in options.items():
-        kind = type(value)
-        if kind is np.ndarray and name in _WEIGHTS:
-            if out is not None and _are_near(out, owned, value):
-                return None
-            value = (value.dtype, value.shape, value.strides)
-        elif kind not in _PLAIN:
-            return None
-        rest = (rest, name, kind, value)  # the kind, for 1, 1.0 and True are equal
-    if target is None:
-        return entry, x.dtype, x.shape, x.strides, rest
-    return entry, x.dtype, x.shape, x.strides, rest, target.dtype, target.shape, target.strides
-
-
-def _are_near(out: Array, owned: bool, b: Array) -> bool:
-    """Whether two arrays may overlap; two that own their memory do not, which takes half the time to find out."""
-    return out is b or (not (owned and b.flags.owndata) and np.may_share_memory(out, b))
-
-
-def replay(
-    key: Key | None, x: Any, target: Any, form: int, out: Any, factor: float, options: dict[str, Any]
-) -> tuple[Any, Any] | None:
-    """What `solve` gives, in the way of an earlier call of this key; None if there was none."""
-    plan = _plans.get(key)
-    if plan is None:
-        return None
-    if out is None and form != LOSS_ONLY:
-        out = np.empty(x.shape, x.dtype)
-    if options:
-        return plan(x, target, out, factor, **{n: v for n, v in options.items() if type(v) is np.ndarray}), out
-    return plan(x, target, out, factor), out
-
-
-def _keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwise, given: Given) -> None:
-    """Store `plan` under `key` (None: there is none), unless it depends on a converted copy of an argument or on the
-    sum of the weights.
-    """
-    x, target, options = given
-    if problem.x is not x or problem.target is not target or problems.has_weighted_mean(problem):
-        return
-    for name in _WEIGHTS:
-        weight = options.get(name)
-        if type(weight) is np.ndarray:
-            if not problems.begin_together(weight, getattr(problem, name)):
-                return
-        elif weight == 0:  # 0.0 and -0.0 would share a key
-            return
-        elif weight is not None and plan is not None:
-            plan = functools.partial(plan, **{name: getattr(problem, name)})
-    if len(_plans) >= _MOST_PLANS:
-        _plans.clear()
-    _plans[key] = plan
 
 
 # --- losses ---------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any, SupportsIndex, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbloss import problem
-from nbloss.dispatch import choose, key_of, loss, replay, results, solve
+from nbloss import arguments
+from nbloss.dispatch import choose, loss, results, solve
+from nbloss.plans import key_of, replay
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array, Pointwise, Reduction, Rowwise
 
 Backend = str
@@ -105,7 +106,7 @@ def cross_entropy(
     return choose(
         backend,
         stream,
-        problem.cross_entropy(logits, target, weight, ignore_index, label_smoothing, axis, reduction, check),
+        arguments.cross_entropy(logits, target, weight, ignore_index, label_smoothing, axis, reduction, check),
     )
 
 
@@ -160,7 +161,7 @@ def nll_loss(
     >>> print(round(nbloss.nll_loss(log_probs, [0, 2]), 10))
     1.228823143
     """
-    return choose(backend, stream, problem.nll_loss(log_probs, target, weight, ignore_index, axis, reduction, check))
+    return choose(backend, stream, arguments.nll_loss(log_probs, target, weight, ignore_index, axis, reduction, check))
 
 
 @loss
@@ -222,7 +223,7 @@ def binary_cross_entropy(
     return choose(
         backend,
         stream,
-        problem.pointwise("binary_cross_entropy", "probs", probs, target, weight, None, reduction, check),
+        arguments.pointwise("binary_cross_entropy", "probs", probs, target, weight, None, reduction, check),
     )
 
 
@@ -285,7 +286,7 @@ def binary_cross_entropy_with_logits(
     return choose(
         backend,
         stream,
-        problem.pointwise(
+        arguments.pointwise(
             "binary_cross_entropy_with_logits", "logits", logits, target, weight, pos_weight, reduction, check
         ),
     )
@@ -344,7 +345,7 @@ def mse_loss(
     3.0
     """
     return choose(
-        backend, stream, problem.pointwise("mse_loss", "input", input, target, weight, None, reduction, check)
+        backend, stream, arguments.pointwise("mse_loss", "input", input, target, weight, None, reduction, check)
     )
 
 
@@ -390,7 +391,9 @@ def l1_loss(
     >>> print(nbloss.l1_loss([1.0, 2.0, 4.0], [1.0, 2.0, 1.0]))
     1.0
     """
-    return choose(backend, stream, problem.pointwise("l1_loss", "input", input, target, weight, None, reduction, check))
+    return choose(
+        backend, stream, arguments.pointwise("l1_loss", "input", input, target, weight, None, reduction, check)
+    )
 
 
 def logsumexp(
@@ -438,12 +441,12 @@ def logsumexp(
     if known is not None:
         return known[0][()]
 
-    def solved(arguments: list[Any]) -> tuple[Any, Any]:
-        values = given = arguments[0]
+    def solved(called: list[Any]) -> tuple[Any, Any]:
+        values = given = called[0]
         where: Any = axis
         if axis is None or isinstance(axis, Sequence):
-            values = problem.as_floats("x", given)
-            axes = range(values.ndim) if axis is None else [problem.normal_axis(k, max(values.ndim, 1)) for k in axis]
+            values = arguments.as_floats("x", given)
+            axes = range(values.ndim) if axis is None else [arguments.normal_axis(k, max(values.ndim, 1)) for k in axis]
             if len(set(axes)) < len(axes):
                 raise ValueError(f"axis must not name a dimension twice, got {axis!r}")
             kept = [k for k in range(values.ndim) if k not in axes]
@@ -451,7 +454,7 @@ def logsumexp(
             row = math.prod(values.shape[k] for k in gone)
             values = values.transpose(*kept, *gone).reshape(*(values.shape[k] for k in kept), row)
             where = -1
-        rows = choose(backend, stream, problem.rows(values, where))
+        rows = choose(backend, stream, arguments.rows(values, where))
         return solve(rows, value=True, key=key, given=(given, None, {}))
 
     names = ["x", "axis", "backend", "stream"]
@@ -556,11 +559,11 @@ def _map_rows(
     if known is not None:
         return cast("Array", known[1])
 
-    def solved(arguments: list[Any]) -> tuple[Any, Any]:
-        x, out, *_ = arguments
-        values = problem.as_floats("x", x)
+    def solved(called: list[Any]) -> tuple[Any, Any]:
+        x, out, *_ = called
+        values = arguments.as_floats("x", x)
         flat = out.reshape(1) if isinstance(out, np.ndarray) and out.shape == values.shape == () else out
-        rows = choose(backend, stream, problem.rows(values, axis))
+        rows = choose(backend, stream, arguments.rows(values, axis))
         result = solve(rows, value=False, form=form, out=flat, key=key, given=(x, None, {}))[1]
         assert result is not None
         return None, result.reshape(values.shape)

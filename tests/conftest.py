@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nbloss import dispatch, losses
+from nbloss import dispatch, losses, plans
 from nbloss.cpu import launch
 
 # A few thousand cases in all; `--hypothesis-profile=long` tries a hundred times as many.
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def no_plans():
     """Tests change what plans were made with."""
-    dispatch._plans.clear()
+    plans._plans.clear()
     if "nbloss.cuda.plans" in sys.modules:
         sys.modules["nbloss.cuda.plans"]._plans.clear()
 

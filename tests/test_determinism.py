@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import nbloss
-from nbloss import dispatch
+from nbloss import plans
 from nbloss.cpu import launch
 
 pytestmark = pytest.mark.cpu
@@ -42,7 +42,7 @@ def test_threads(rng, monkeypatch, dtype):
         monkeypatch.setattr(launch, "PARALLEL", 1 << 60)
         serial = bits(call(x, target))
         monkeypatch.setattr(launch, "PARALLEL", 0)
-        dispatch._plans.clear()
+        plans._plans.clear()
         for threads in range(1, launch.max_threads() + 1):
             monkeypatch.setattr(launch, "_threads", threads)
             for _ in range(3):

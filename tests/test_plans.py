@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import nbloss
-from nbloss import dispatch
+from nbloss import plans
 
 pytestmark = pytest.mark.cpu
 
@@ -65,7 +65,7 @@ def bits(results):
 def test_a_second_call(rng, name, options, dtype, form):
     first, second = (arguments(rng, name, options, dtype) for _ in range(2))
     expected = bits(run(name, form, *second))
-    dispatch._plans.clear()
+    plans._plans.clear()
     run(name, form, *first)
     assert bits(run(name, form, *second)) == expected
     assert bits(run(name, form, *second)) == expected
@@ -100,7 +100,7 @@ def test_row_functions(rng, name, axis):
     function = getattr(nbloss, name)
     first, second = rng.standard_normal((2, *SHAPE))
     expected = function(second.copy(), axis=axis)
-    dispatch._plans.clear()
+    plans._plans.clear()
     function(first, axis=axis)
     np.testing.assert_array_equal(function(second, axis=axis), expected)
     if name != "logsumexp":
@@ -202,17 +202,17 @@ def test_plans_keep_no_array(rng, name, options, form):
     x, target, given = arguments(rng, name, options, "float32")
     results = [np.asarray(r) for r in run(name, form, x, target, given)]
     kept = [weakref.ref(a) for a in (x, target, *results, *given.values()) if isinstance(a, np.ndarray)]
-    assert dispatch._plans or (name, form) == ("binary_cross_entropy", "in place") or "mse" in name
+    assert plans._plans or (name, form) == ("binary_cross_entropy", "in place") or "mse" in name
     del x, target, given, results
     gc.collect()
     assert not any(r() is not None for r in kept)
 
 
 def test_plans_are_few(rng):
-    for n in range(1, 2 * dispatch._MOST_PLANS):
+    for n in range(1, 2 * plans._MOST_PLANS):
         x = np.zeros((n, 2), np.float32)
         assert nbloss.mse_loss(x, x) == 0
-    assert 0 < len(dispatch._plans) <= dispatch._MOST_PLANS
+    assert 0 < len(plans._plans) <= plans._MOST_PLANS
 
 
 @pytest.mark.filterwarnings("error")

@@ -16,6 +16,7 @@ from nbloss.cpu.launch import Launch
 from nbloss.cpu.pointwise import NONTEMPORAL
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
+from nbloss.errors import refuse_labels, refuse_probabilities
 from nbloss.problem import (
     FLOAT32,
     FLOAT64,
@@ -28,8 +29,6 @@ from nbloss.problem import (
     divided,
     has_weighted_mean,
     reads_ahead,
-    refuse_labels,
-    refuse_probabilities,
     wanted,
     without_classes,
 )

@@ -12,7 +12,6 @@ import numpy as np
 from numba import cuda
 
 from nbloss import layout
-from nbloss import problem as problems
 from nbloss.cuda import choices, device
 from nbloss.cuda import planes as plane_kernels
 from nbloss.cuda import pointwise as pointwise_kernels
@@ -24,7 +23,22 @@ from nbloss.cuda.device import Home
 from nbloss.cuda.intrinsics import SIMULATED, VECTOR_BYTES
 from nbloss.cuda.labels import LABEL_CODE
 from nbloss.cuda.sums import BY_WEIGHTS
-from nbloss.problem import FLOAT64, LOSS_ONLY, WANT_VALUE, Array, Pointwise, Rowwise, compute_dtype, divided
+from nbloss.errors import refuse_labels, refuse_probabilities
+from nbloss.problem import (
+    CODES,
+    FLOAT64,
+    LOSS_ONLY,
+    WANT_VALUE,
+    Array,
+    Pointwise,
+    Rowwise,
+    compute_dtype,
+    divided,
+    has_weighted_mean,
+    reads_ahead,
+    wanted,
+    without_classes,
+)
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
 
@@ -44,7 +58,7 @@ BYTES = np.dtype(np.uint8)
 
 @cache
 def _code(dtype: np.dtype[Any]) -> str:
-    return problems.CODES[dtype.name]
+    return CODES[dtype.name]
 
 
 @cache
@@ -195,7 +209,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     x: View = problem.x
     home = x.home
     dtype = compute_dtype(x.dtype)
-    checked, weighted = problems.reads_ahead(problem), problems.has_weighted_mean(problem)
+    checked, weighted = reads_ahead(problem), has_weighted_mean(problem)
     count = float(x.size) if problem.reduction == "mean" else 1.0
     loss = home.empty(x.shape, dtype) if value and problem.reduction == "none" else None
     if not x.size:
@@ -220,14 +234,14 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     ahead = checked and out is not None and in_place  # the input may be written only if all of it is good
     if ahead:
         _run_pointwise(problem.name, present, 0, (factor_at, 0, at + FAULTS), number)
-    want = problems.wanted(value, out)
+    want = wanted(value, out)
     heed, report = (at + FAULTS, 0) if ahead else (0, at + FAULTS if checked else 0)
     sums = _run_pointwise(problem.name, present, want, (factor_at, heed, report), number)
     result = loss
     if value and loss is None:
         result = _mean_of(home, sums, at + DIVISOR if weighted else 0, count, dtype)
     if checked and home.has_fault(at + FAULTS):
-        problems.refuse_probabilities(home.download(x))
+        refuse_probabilities(home.download(x))
     return result
 
 
@@ -305,7 +319,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
         _run_rowwise(problem, form, out, loss, factor, factor_at, faults, dtype.type(scale))
     elif loss is not None:
         labels_here = None if labels is None else home.download(labels)
-        loss = home.upload(problems.without_classes(problem, labels_here, dtype))
+        loss = home.upload(without_classes(problem, labels_here, dtype))
     if loss is not None and problem.reduction != "none":
         if scratch is not None and not ahead:
             losses, loss = loss, home.empty((), dtype)
@@ -318,7 +332,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
             loss = _mean_of(home, loss, 0, count, dtype)
     if scratch is not None and problem.check and home.has_fault(at + FAULTS):
         assert labels is not None
-        problems.refuse_labels(home.download(labels), classes, problem.ignore_index)
+        refuse_labels(home.download(labels), classes, problem.ignore_index)
     return loss
 
 

@@ -1,0 +1,256 @@
+"""Arguments to one canonical problem, or a clear error."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, SupportsIndex, cast, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nbloss.errors import refuse_labels, shown
+from nbloss.problem import (
+    FLOAT32,
+    FLOAT64,
+    Array,
+    Pointwise,
+    Reduction,
+    Rowwise,
+    compute_dtype,
+    is_bfloat16,
+    is_device_view,
+)
+
+NATIVE = {np.dtype("f2"), FLOAT32, FLOAT64}
+
+
+def as_floats(name: str, value: ArrayLike, others: str = "") -> Array:
+    """`value` as an array of a supported floating dtype, in native byte order; `others` would do too."""
+    array = _as_array(name, value)
+    if array.dtype in NATIVE or is_bfloat16(array.dtype):
+        return array
+    if array.dtype.kind == "f" and array.dtype.newbyteorder("=") in NATIVE:
+        native: Array = array.astype(array.dtype.newbyteorder("="))
+        return native
+    raise TypeError(f"{name} must be {others}float16, bfloat16, float32 or float64, got {array.dtype}")
+
+
+def _as_array(name: str, value: ArrayLike) -> Array:
+    if type(value) is np.ndarray or is_device_view(value):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array: fill it, or select the valid elements first")
+    try:
+        array: Array = np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{name} cannot be made an array: {error}") from None
+    return array
+
+
+def as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """A target or weight: floating, integer or bool, as floats."""
+    array = _as_array(name, value)
+    if array.dtype.kind in "iub":
+        return array.astype(dtype)
+    return as_floats(name, array, "integer, bool, ")
+
+
+def _as_labels(array: Array, classes: int, ignore_index: int, check: bool) -> Array:
+    if array.dtype.kind == "b":
+        return array.view(np.uint8)
+    if is_device_view(array):
+        device_labels: Array = array
+        return device_labels
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:  # compared as int64: no huge label may wrap around
+        array = array.astype(np.uint64, copy=False)
+        huge = array > 2**63 - 1
+        if check and huge.any():
+            refuse_labels(array, classes, ignore_index)
+        outside = -2 if ignore_index == -1 else -1
+        within: Array = np.where(huge, outside, array.astype(np.int64))
+        return within
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def _reduction(value: object) -> Reduction:
+    name = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(name, str) and name in get_args(Reduction):
+        return cast("Reduction", name)
+    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {shown(value)}")
+
+
+def normal_axis(axis: SupportsIndex, ndim: int) -> int:
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"axis must be an integer, got {shown(axis)}") from None
+    if not -ndim <= index < ndim:
+        raise np.exceptions.AxisError(f"axis must be between {-ndim} and {ndim - 1} for {ndim} dimensions, got {index}")
+    return index % ndim
+
+
+def _class_weight(value: ArrayLike | None, classes: int, dtype: np.dtype[Any]) -> Array | None:
+    if value is None:
+        return None
+    weight = as_real("weight", value, dtype)
+    if weight.shape != (classes,):
+        raise ValueError(f"weight must have shape ({classes},), one for each class, got {weight.shape}")
+    return weight.astype(dtype, order="C", copy=False)
+
+
+def _broadcast_weight(name: str, value: ArrayLike | None, x: Array) -> Array | None:
+    if value is None:
+        return None
+    dtype = compute_dtype(x.dtype)
+    weight = as_real(name, value, dtype).astype(dtype, copy=False)
+    try:
+        return np.broadcast_to(weight, x.shape, subok=True)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to the input's shape {x.shape}, got shape {weight.shape}") from None
+
+
+# --- problems -----------------------------------------------------------------------------------------------
+
+
+def pointwise(
+    name: str,
+    argument: str,
+    x: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    pos_weight: ArrayLike | None,
+    reduction: Reduction,
+    check: bool,
+) -> Pointwise:
+    """The problem of a pointwise loss; `argument` is what its first argument is called."""
+    values = as_floats(argument, x)
+    wanted = as_real("target", target, compute_dtype(values.dtype))
+    if wanted.shape != values.shape:
+        raise ValueError(f"target must have the shape of {argument}, {values.shape}, got {wanted.shape}")
+    if wanted.dtype != values.dtype:
+        wanted = wanted.astype(compute_dtype(values.dtype), copy=False)
+    return Pointwise(
+        name,
+        values,
+        wanted,
+        _broadcast_weight("weight", weight, values),
+        _broadcast_weight("pos_weight", pos_weight, values),
+        _reduction(reduction),
+        check,
+    )
+
+
+def class_axis(argument: str, x: Array, axis: SupportsIndex) -> int:
+    """The class axis of a loss: as asked for, and the only one where logits are one row."""
+    if x.ndim == 0:
+        raise ValueError(f"{argument} must have at least one dimension, its classes")
+    return 0 if x.ndim == 1 and axis == 1 else normal_axis(axis, x.ndim)
+
+
+def cross_entropy(
+    x: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    ignore_index: SupportsIndex,
+    label_smoothing: float,
+    axis: SupportsIndex,
+    reduction: Reduction,
+    check: bool,
+) -> Rowwise:
+    """The problem of cross_entropy; the target's dtype decides what it means."""
+    logits = as_floats("logits", x)
+    where = class_axis("logits", logits, axis)
+    try:
+        smoothing = float(label_smoothing)
+    except (TypeError, ValueError):
+        raise TypeError(f"label_smoothing must be a number, got {shown(label_smoothing)}") from None
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+    problem = Rowwise(
+        logits,
+        where,
+        _reduction(reduction),
+        weight=_class_weight(weight, logits.shape[where], compute_dtype(logits.dtype)),
+        ignore_index=_ignore_index(ignore_index),
+        label_smoothing=smoothing,
+        check=check,
+    )
+    wanted = _as_array("target", target)
+    if wanted.dtype.kind in "iub":
+        return _with_labels(problem, "logits", wanted)
+    problem.probabilities = as_floats("target", wanted, "of an integer dtype (class indices), or ")
+    if wanted.shape != logits.shape:
+        advice = ": class indices are integers, target.astype(int)" if wanted.shape == problem.shape else ""
+        raise ValueError(
+            f"target must be class indices of shape {problem.shape} or probabilities of the logits' shape "
+            f"{logits.shape}, got {wanted.dtype} of shape {wanted.shape}{advice}"
+        )
+    if problem.ignore_index >= 0:
+        raise ValueError(f"ignore_index applies to class indices, got {ignore_index} with a target of {wanted.dtype}")
+    if problem.probabilities.dtype != logits.dtype:
+        problem.probabilities = problem.probabilities.astype(compute_dtype(logits.dtype), copy=False)
+    return problem
+
+
+def nll_loss(
+    x: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    ignore_index: SupportsIndex,
+    axis: SupportsIndex,
+    reduction: Reduction,
+    check: bool,
+) -> Rowwise:
+    """The problem of nll_loss."""
+    log_probs = as_floats("log_probs", x)
+    where = class_axis("log_probs", log_probs, axis)
+    labels = _as_array("target", target)
+    if labels.dtype.kind not in "iub":
+        raise TypeError(f"target must be class indices of an integer or bool dtype, got {labels.dtype}")
+    problem = Rowwise(
+        log_probs,
+        where,
+        _reduction(reduction),
+        weight=_class_weight(weight, log_probs.shape[where], compute_dtype(log_probs.dtype)),
+        ignore_index=_ignore_index(ignore_index),
+        normalized=True,
+        check=check,
+    )
+    return _with_labels(problem, "log_probs", labels)
+
+
+def rows(x: ArrayLike, axis: SupportsIndex) -> Rowwise:
+    """The problem of a function of rows, without a target."""
+    values = as_floats("x", x)
+    if values.ndim == 0:
+        normal_axis(axis, 1)
+        values = values.reshape(1)
+    return Rowwise(values, normal_axis(axis, values.ndim))
+
+
+def _ignore_index(value: SupportsIndex) -> int:
+    try:
+        index = int(operator.index(value))
+    except TypeError:
+        raise TypeError(f"ignore_index must be an integer, got {shown(value)}") from None
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"ignore_index must be an int64, got {index}")
+    return index
+
+
+def _with_labels(problem: Rowwise, argument: str, labels: Array) -> Rowwise:
+    x = problem.x
+    if labels.shape != problem.shape:
+        fitting = [k for k in range(x.ndim) if labels.shape == x.shape[:k] + x.shape[k + 1 :]]
+        advice = f": it fits axis={fitting[-1]}" if fitting else ""
+        if labels.shape == x.shape and not problem.normalized:
+            advice = ": class probabilities are floating, target.astype(float)"
+        raise ValueError(
+            f"target must have shape {problem.shape} for {argument} of shape {x.shape} with classes along axis "
+            f"{problem.axis}, got {labels.shape}{advice}"
+        )
+    problem.labels = _as_labels(labels, x.shape[problem.axis], problem.ignore_index, problem.check)
+    return problem

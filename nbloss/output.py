@@ -1,0 +1,108 @@
+"""What a call adds to its problem: the upstream gradient, and the array that receives the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nbloss.arguments import as_real
+from nbloss.problem import FLOAT64, Array, Pointwise, Rowwise, compute_dtype, device_of, is_device_view
+
+_APART = "{} must be where the input is: both on the host, or both on one device"
+_OVERLAP = "out must be the input itself or apart from all arguments, but it overlaps {}"
+_ONE = np.array(1.0)
+
+
+def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Array:
+    """grad_output as float64, 0-d or of the unreduced loss's shape."""
+    if grad_output is None:
+        return _ONE
+    wanted = compute_dtype(problem.x.dtype) if is_device_view(grad_output) else FLOAT64
+    factor = as_real("grad_output", grad_output, wanted).astype(wanted, copy=False)
+    if device_of(factor) != device_of(problem.x) and (factor.ndim or is_device_view(factor)):
+        raise TypeError(_APART.format("grad_output"))
+    if factor.ndim == 0 or (problem.reduction == "none" and factor.shape == problem.shape):
+        return factor
+    expected = f"a scalar or of the loss's shape {problem.shape}" if problem.reduction == "none" else "a scalar"
+    raise ValueError(f"grad_output must be {expected}, got shape {factor.shape}")
+
+
+def array_for(problem: Pointwise | Rowwise, out: object, grad_output: object = None) -> tuple[Array, bool]:
+    """The array that receives the gradient, and whether it is the input itself."""
+    x: Any = problem.x
+    if out is None:
+        return (np.empty if type(x) is np.ndarray else x.home.empty)(x.shape, x.dtype), False
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if not (type(out) is type(x) is np.ndarray) and device_of(out) != device_of(x):
+        raise TypeError(_APART.format("out"))
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out must not be a masked array")
+    if out.shape != x.shape:
+        raise ValueError(f"out must have the input's shape {x.shape}, got {out.shape}")
+    if out.dtype != x.dtype and out.dtype.newbyteorder("=") != x.dtype:
+        raise TypeError(f"out must have the input's dtype {x.dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    if not out.flags.c_contiguous and _overlaps_itself(out):
+        raise ValueError(f"out must not overlap itself, got shape {out.shape} with strides {out.strides}")
+    near = np.may_share_memory(out, x)
+    in_place = near and _same_memory(out, x)
+    if near and not in_place and _overlap(out, x):
+        raise ValueError(_OVERLAP.format("the input"))
+    if _overlap(out, grad_output):
+        raise ValueError(_OVERLAP.format("grad_output"))
+    for name in problem.arrays:
+        if _overlap(out, getattr(problem, name)):
+            raise ValueError(_OVERLAP.format(name))
+    return out, in_place
+
+
+def at_one_place(problem: Pointwise | Rowwise) -> bool:
+    """Whether the arrays of a problem are on a device; TypeError where some are and some are not."""
+    host = type(problem.x) is np.ndarray
+    device = None if host else device_of(problem.x)
+    for name in problem.arrays:
+        array = getattr(problem, name)
+        if array is not None and not (host and type(array) is np.ndarray) and device_of(array) != device:
+            number = device_of(array) is None and isinstance(problem, Pointwise) and not any(array.strides)
+            if not number:
+                raise TypeError(_APART.format("target" if name in ("labels", "probabilities") else name))
+    return device is not None
+
+
+def begin_together(a: Array, b: Array) -> bool:
+    """Whether the first elements of two arrays are one place in memory."""
+    return bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
+
+
+def _same_memory(a: Array, b: Array) -> bool:
+    return a is b or (a.strides == b.strides and a.dtype == b.dtype and begin_together(a, b))
+
+
+def _overlap(a: Array, b: object) -> bool:
+    if not isinstance(b, np.ndarray) or not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # NumPy's stub knows -1 and 0 only
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _overlaps_itself(array: Array) -> bool:
+    steps = sorted((abs(step), n) for step, n in zip(array.strides, array.shape) if n > 1)
+    end, nested = array.itemsize, True  # whether each dimension steps over all of those with smaller steps
+    for step, n in steps:
+        nested &= step >= end
+        end += step * (n - 1)
+    if nested or not array.size:
+        return False
+    if steps[0][0] == 0:
+        return True
+    places = np.zeros(1, np.int64)
+    for step, n in steps:
+        places = np.add.outer(places, step * np.arange(n)).ravel()
+    places.sort()
+    return bool((np.diff(places) < array.itemsize).any())

@@ -1,0 +1,99 @@
+"""Calls on the host that are alike: what was checked and worked out for one of them is kept for the others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nbloss.output import begin_together
+from nbloss.problem import LOSS_ONLY, Array, Pointwise, Rowwise, has_weighted_mean
+
+Key = tuple[object, ...]
+Given = tuple[Any, ...]
+
+_plans: dict[Key | None, Callable[..., Any] | None] = {}
+_UNKNOWN = object()
+_MOST_PLANS = 256
+_PLAIN = {str, int, float, bool, type(None)}
+WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
+
+
+def key_of(entry: str, x: Any, target: Any, out: Any, options: dict[str, Any]) -> Key | None:
+    """What a call has in common with those that differ from it in the values of their arrays alone.
+
+    What was checked and worked out for one of them holds for all. None where it takes a closer look.
+    """
+    if type(x) is not np.ndarray or not (type(target) is np.ndarray or target is None):
+        return None
+    rest: Key = ()
+    owned = False
+    if out is not None:
+        if type(out) is not np.ndarray:
+            return None
+        flags = out.flags  # 60 ns each time it is asked for
+        owned = flags.owndata
+        if not flags.writeable or (out is not x and _are_near(out, owned, x)):
+            return None
+        if target is not None and _are_near(out, owned, target):
+            return None
+        rest = (out is x, out.dtype, out.shape, out.strides)
+    for name, value in options.items():
+        kind = type(value)
+        if kind is np.ndarray and name in WEIGHTS:
+            if out is not None and _are_near(out, owned, value):
+                return None
+            value = (value.dtype, value.shape, value.strides)
+        elif kind not in _PLAIN:
+            return None
+        rest = (rest, name, kind, value)  # the kind, for 1, 1.0 and True are equal
+    if target is None:
+        return entry, x.dtype, x.shape, x.strides, rest
+    return entry, x.dtype, x.shape, x.strides, rest, target.dtype, target.shape, target.strides
+
+
+def _are_near(out: Array, owned: bool, b: Array) -> bool:
+    """Whether two arrays may overlap; two that own their memory do not, which takes half the time to find out."""
+    return out is b or (not (owned and b.flags.owndata) and np.may_share_memory(out, b))
+
+
+def has_none(key: Key | None) -> bool:
+    """Whether it is known that calls of this key have no plan."""
+    return _plans.get(key, _UNKNOWN) is None
+
+
+def replay(
+    key: Key | None, x: Any, target: Any, form: int, out: Any, factor: float, options: dict[str, Any]
+) -> tuple[Any, Any] | None:
+    """What `solve` gives, in the way of an earlier call of this key; None if there was none."""
+    plan = _plans.get(key)
+    if plan is None:
+        return None
+    if out is None and form != LOSS_ONLY:
+        out = np.empty(x.shape, x.dtype)
+    if options:
+        return plan(x, target, out, factor, **{n: v for n, v in options.items() if type(v) is np.ndarray}), out
+    return plan(x, target, out, factor), out
+
+
+def keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwise, given: Given) -> None:
+    """Store `plan` under `key` (None: there is none), unless it depends on a converted copy of an argument or on the
+    sum of the weights.
+    """
+    x, target, options = given
+    if problem.x is not x or problem.target is not target or has_weighted_mean(problem):
+        return
+    for name in WEIGHTS:
+        weight = options.get(name)
+        if type(weight) is np.ndarray:
+            if not begin_together(weight, getattr(problem, name)):
+                return
+        elif weight == 0:  # 0.0 and -0.0 would share a key
+            return
+        elif weight is not None and plan is not None:
+            plan = functools.partial(plan, **{name: getattr(problem, name)})
+    if len(_plans) >= _MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
