@@ -32,6 +32,8 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from nbloss.cpu.parts import RolledCompiler
+
 _lock = threading.RLock()
 
 
@@ -52,11 +54,19 @@ class Kernel:
     """A driver over blocks, compiled on demand for element types, serial or parallel.
 
     `driver` is written with ``prange``, which is ``range`` where a kernel is compiled serially; `signature` maps
-    the element types of a call, as NumPy's one-letter codes, to the driver's argument types.
+    the element types of a call, as NumPy's one-letter codes, to the driver's argument types; `unrolled` says whether
+    its loops gain by unrolling.
     """
 
-    def __init__(self, name: str, driver: Callable[..., Any], signature: Callable[..., tuple[types.Type, ...]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        driver: Callable[..., Any],
+        signature: Callable[..., tuple[types.Type, ...]],
+        unrolled: bool = False,
+    ) -> None:
         self.name = name
+        self._unrolled = unrolled
         self._driver = driver
         self._signature = signature
         self._variants: dict[tuple[bool, tuple[str, ...]], Callable[..., Any]] = {}
@@ -82,7 +92,8 @@ class Kernel:
         """Numba's dispatcher of one variant, from the cache or compiled anew."""
         argument_types = self._signature(*dtypes)
         options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
-        dispatcher = njit(**options)(self._driver)
+        pipeline = {} if parallel or self._unrolled else {"pipeline_class": RolledCompiler}
+        dispatcher = njit(**options, **pipeline)(self._driver)
         cached = cache_folder() is not None
         dispatcher._cache = _DiskCache(f"{self.name} {options} {argument_types}") if cached else NullCache()
         collecting = gc.isenabled()

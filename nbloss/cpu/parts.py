@@ -1,4 +1,6 @@
-"""Parts of kernels: functions that are inlined wherever they are called, and never stand alone.
+"""How Numba compiles kernels and their parts: what it does beyond need is left out, for the sake of a first call.
+
+Parts are functions that are inlined wherever they are called, and never stand alone.
 
 Numba makes each jitted function executable by itself (optimised, as machine code, with wrappers for Python and C)
 before it looks at the caller, where LLVM does most of that again. For the thirty parts of a kernel this took half
@@ -6,7 +8,9 @@ the time of its first call. A part stops at LLVM text, which its caller links, i
 called from Python. It counts no references either, an eighth of that text: arrays that it gives back own nothing.
 """
 
+import llvmlite.binding as llvm
 from numba import njit
+from numba.core import config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
@@ -15,7 +19,6 @@ from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
 
 # Parts have no closures, array expressions, inlined overloads or illegal statements: a first call is a tenth shorter.
 NOT_FOR_PARTS = (
-    NativeLowering,
     NopythonRewrites,
     InlineOverloads,
     InlineClosureLikes,
@@ -46,18 +49,55 @@ class _PartLowering(NativeLowering):
         return True
 
 
-class _PartCompiler(Compiler):
+class _WithLowering(Compiler):
+    """Numba's compiler with another lowering in place of its own, without some of its passes."""
+
+    lowering: type = NativeLowering
+    without: tuple[type, ...] = ()
+
+    def define_pipelines(self):
+        (pipeline,) = super().define_pipelines()
+        pipeline.add_pass_after(self.lowering, NativeLowering)
+        pipeline.passes = [p for p in pipeline.passes if p[0] not in (NativeLowering, *self.without)]
+        pipeline.finalize()
+        return [pipeline]
+
+
+class _PartCompiler(_WithLowering):
+    lowering, without = _PartLowering, NOT_FOR_PARTS
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         flags = self.state.flags
         flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
 
-    def define_pipelines(self):
-        (pipeline,) = super().define_pipelines()
-        pipeline.add_pass_after(_PartLowering, NativeLowering)
-        pipeline.passes = [p for p in pipeline.passes if p[0] not in NOT_FOR_PARTS]
-        pipeline.finalize()
-        return [pipeline]
-
 
 inline = njit(error_model="numpy", forceinline=True, pipeline_class=_PartCompiler)
+
+
+class _RolledLibrary(JITCodeLibrary):
+    def _optimize_final_module(self):
+        """LLVM's passes once and without unrolling: a first call is a tenth shorter.
+
+        Numba runs them twice, to find pairs of reference counts, of which a kernel has a handful.
+        """
+        options = llvm.create_pipeline_tuning_options(speed_level=int(config.OPT))
+        options.loop_unrolling = False
+        builder = llvm.create_pass_builder(self._codegen._tm, options)
+        builder.getModulePassManager().run(self._final_module, builder)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _RolledLowering(NativeLowering):
+    _name = "rolled_lowering"
+
+    def run_pass(self, state):
+        state.library = _RolledLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return super().run_pass(state)
+
+
+class RolledCompiler(_WithLowering):
+    """For kernels on one thread; the loops of parallel ones Numba compiles apart."""
+
+    lowering = _RolledLowering

@@ -176,7 +176,8 @@ def _signature(x, t):
     return (*[types.intp] * 4, LAYOUT, types.intp, compute, *map(Address, arrays))
 
 
-KERNELS = {name: Kernel(name, _driver(f), _signature) for name, f in formulas.POINTWISE.items()}
+# Unrolled, they are 1.03 to 1.1 times faster in the caches.
+KERNELS = {name: Kernel(name, _driver(f), _signature, unrolled=True) for name, f in formulas.POINTWISE.items()}
 
 
 def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
