@@ -32,7 +32,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from nbloss.cpu.parts import RolledCompiler
+from nbloss.cpu.parts import kernel_compiler
 
 _lock = threading.RLock()
 
@@ -54,8 +54,8 @@ class Kernel:
     """A driver over blocks, compiled on demand for element types, serial or parallel.
 
     `driver` is written with ``prange``, which is ``range`` where a kernel is compiled serially; `signature` maps
-    the element types of a call, as NumPy's one-letter codes, to the driver's argument types; `unrolled` says whether
-    its loops gain by unrolling.
+    the element types of a call, as NumPy's one-letter codes, to the driver's argument types; `few_passes` of LLVM
+    make its code as fast as all that Numba runs.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Kernel:
         name: str,
         driver: Callable[..., Any],
         signature: Callable[..., tuple[types.Type, ...]],
-        unrolled: bool = False,
+        few_passes: bool = True,
     ) -> None:
         self.name = name
-        self._unrolled = unrolled
+        self._few_passes = few_passes
         self._driver = driver
         self._signature = signature
         self._variants: dict[tuple[bool, tuple[str, ...]], Callable[..., Any]] = {}
@@ -92,8 +92,7 @@ class Kernel:
         """Numba's dispatcher of one variant, from the cache or compiled anew."""
         argument_types = self._signature(*dtypes)
         options = {"nogil": True, "error_model": "numpy", "parallel": parallel}
-        pipeline = {} if parallel or self._unrolled else {"pipeline_class": RolledCompiler}
-        dispatcher = njit(**options, **pipeline)(self._driver)
+        dispatcher = njit(**options, pipeline_class=kernel_compiler(parallel, self._few_passes))(self._driver)
         cached = cache_folder() is not None
         dispatcher._cache = _DiskCache(f"{self.name} {options} {argument_types}") if cached else NullCache()
         collecting = gc.isenabled()

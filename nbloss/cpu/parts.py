@@ -1,12 +1,16 @@
 """How Numba compiles kernels and their parts: what it does beyond need is left out, for the sake of a first call.
 
-Parts are functions that are inlined wherever they are called, and never stand alone.
+Parts of kernels are functions that are inlined wherever they are called, and never stand alone. Numba makes each jitted
+function executable by itself (optimised, as machine code, with wrappers for Python and C) before it looks at the
+caller, where LLVM does most of that again. For the thirty parts of a kernel this took half the time of its first call.
+A part stops at LLVM text, which its caller links, inlines and optimises; it cannot be called from Python. It counts no
+references either, an eighth of that text: arrays that it gives back own nothing.
 
-Numba makes each jitted function executable by itself (optimised, as machine code, with wrappers for Python and C)
-before it looks at the caller, where LLVM does most of that again. For the thirty parts of a kernel this took half
-the time of its first call. A part stops at LLVM text, which its caller links, inlines and optimises; it cannot be
-called from Python. It counts no references either, an eighth of that text: arrays that it gives back own nothing.
+What Numba makes of a parallel loop, a function and two wrappers around it, are parts here too: each of them used to be
+optimised and made machine code, with all that it calls (a first call of two threads took 1.5 times as long).
 """
+
+from functools import cache
 
 import llvmlite.binding as llvm
 from numba import njit
@@ -14,7 +18,13 @@ from numba.core import config
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import InlineOverloads, IRLegalization, NativeLowering, NopythonRewrites
+from numba.core.typed_passes import (
+    InlineOverloads,
+    IRLegalization,
+    NativeLowering,
+    NativeParforLowering,
+    NopythonRewrites,
+)
 from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
 
 # Parts have no closures, array expressions, inlined overloads or illegal statements: a first call is a tenth shorter.
@@ -53,12 +63,13 @@ class _WithLowering(Compiler):
     """Numba's compiler with another lowering in place of its own, without some of its passes."""
 
     lowering: type = NativeLowering
+    instead_of: type = NativeLowering
     without: tuple[type, ...] = ()
 
     def define_pipelines(self):
         (pipeline,) = super().define_pipelines()
-        pipeline.add_pass_after(self.lowering, NativeLowering)
-        pipeline.passes = [p for p in pipeline.passes if p[0] not in (NativeLowering, *self.without)]
+        pipeline.add_pass_after(self.lowering, self.instead_of)
+        pipeline.passes = [p for p in pipeline.passes if p[0] not in (self.instead_of, *self.without)]
         pipeline.finalize()
         return [pipeline]
 
@@ -75,29 +86,66 @@ class _PartCompiler(_WithLowering):
 inline = njit(error_model="numpy", forceinline=True, pipeline_class=_PartCompiler)
 
 
-class _RolledLibrary(JITCodeLibrary):
+class _KernelLibrary(JITCodeLibrary):
+    few_passes = True
+
+    def add_linking_library(self, library):
+        super().add_linking_library(library)
+        if isinstance(library, _PartLibrary):  # which has linked nothing itself
+            for needed in library._linking_libraries:
+                self.add_linking_library(needed)
+
     def _optimize_final_module(self):
-        """LLVM's passes once and without unrolling: a first call is a tenth shorter.
+        """LLVM's passes once, without unrolling: a first call of rows is a tenth shorter.
 
         Numba runs them twice, to find pairs of reference counts, of which a kernel has a handful.
         """
+        if not self.few_passes:
+            super()._optimize_final_module()
+            return
         options = llvm.create_pipeline_tuning_options(speed_level=int(config.OPT))
         options.loop_unrolling = False
         builder = llvm.create_pass_builder(self._codegen._tm, options)
         builder.getModulePassManager().run(self._final_module, builder)
 
 
-@register_pass(mutates_CFG=True, analysis_only=False)
-class _RolledLowering(NativeLowering):
-    _name = "rolled_lowering"
+class _KernelCodegen:
+    """Numba's code generator, but for the functions that it makes of a parallel loop: those are parts."""
 
-    def run_pass(self, state):
-        state.library = _RolledLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()
-        return super().run_pass(state)
+    def __init__(self, codegen):
+        self._codegen = codegen
+
+    def __getattr__(self, name):
+        return getattr(self._codegen, name)
+
+    def create_library(self, name, **kwargs):
+        kind = _PartLibrary if "gufunc" in name.lower() else JITCodeLibrary
+        return kind(self._codegen, name, **kwargs)
 
 
-class RolledCompiler(_WithLowering):
-    """For kernels on one thread; the loops of parallel ones Numba compiles apart."""
+@cache
+def kernel_compiler(parallel, few_passes):
+    """Numba's compiler for a kernel, serial or parallel; few_passes: see `_KernelLibrary`."""
+    usual_lowering = NativeParforLowering if parallel else NativeLowering
 
-    lowering = _RolledLowering
+    @register_pass(mutates_CFG=True, analysis_only=False)
+    class Lowering(usual_lowering):
+        _name = "kernel_lowering"
+
+        def run_pass(self, state):
+            usual = state.targetctx
+            state.library = _KernelLibrary(usual.codegen(), state.func_id.func_qualname)
+            state.library.few_passes = few_passes
+            state.library.enable_object_caching()
+            state.targetctx = usual.subtarget(_internal_codegen=_KernelCodegen(usual.codegen()))
+            state.targetctx.get_executable = lambda library, fndesc, env: (
+                library.__sizeof__ if isinstance(library, _PartLibrary) else usual.get_executable(library, fndesc, env)
+            )
+            done = super().run_pass(state)
+            state.targetctx = usual
+            return done
+
+    class KernelCompiler(_WithLowering):
+        lowering, instead_of = Lowering, usual_lowering
+
+    return KernelCompiler
