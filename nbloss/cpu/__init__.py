@@ -2,11 +2,12 @@
 
 solve       a problem to kernel calls, and the plans that are kept of them
 launch      blocks, threads, the ordered sum
-compile     kernels on demand, and their cache; ahead: what `warmup` compiles; operands: how arrays reach a kernel
+compile     kernels on demand, and their cache; parts: by which of Numba's passes; ahead: what `warmup` compiles;
+            operands: how arrays reach a kernel
 pointwise   the kernel of pointwise losses
 rowwise     the loop of row-wise kernels over units of work, and how work is cut. A unit is one of
             rows (vectors along a row; results: what they write), tiles (vectors across rows) or
             picks (the target's entry alone)
 targets     nbloss.formulas on vectors; vecmath: exp, log, log1p on vectors; labels: class indices of a vector of rows
-simd        all primitives under one name: arithmetic, bits, lanes, memory, strided, transpose, views; parts: `inline`
+simd        all primitives under one name: arithmetic, bits, lanes, memory, strided, transpose, views
 """

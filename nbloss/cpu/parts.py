@@ -110,7 +110,10 @@ class _KernelLibrary(JITCodeLibrary):
 
 
 class _KernelCodegen:
-    """Numba's code generator, but for the functions that it makes of a parallel loop: those are parts."""
+    """Numba's code generator, but for the functions that it makes of a parallel loop: those are parts.
+
+    It knows them by the word in their names; under another one they would be compiled as they used to be.
+    """
 
     def __init__(self, codegen):
         self._codegen = codegen
@@ -138,6 +141,7 @@ def kernel_compiler(parallel, few_passes):
             state.library.few_passes = few_passes
             state.library.enable_object_caching()
             state.targetctx = usual.subtarget(_internal_codegen=_KernelCodegen(usual.codegen()))
+            # Nobody calls a part; see _PartLowering for what stands for it.
             state.targetctx.get_executable = lambda library, fndesc, env: (
                 library.__sizeof__ if isinstance(library, _PartLibrary) else usual.get_executable(library, fndesc, env)
             )
