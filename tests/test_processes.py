@@ -220,6 +220,22 @@ def test_the_cache_can_be_turned_off(expected, tmp_path):
     assert not kernels(tmp_path)
 
 
+def test_a_parallel_kernel_becomes_machine_code_once():
+    """Not each of the functions that Numba makes of its loop too: a first call would take 1.5 times as long."""
+    code = """
+    from numba.core.codegen import JITCodeLibrary
+    from nbloss.cpu.pointwise import KERNELS
+    finished, usual = [], JITCodeLibrary._finalize_specific
+    def finish(self):
+        finished.append(self.name.lower())
+        usual(self)
+    JITCodeLibrary._finalize_specific = finish
+    KERNELS["mse_loss"].variant(True, "f", "f")
+    print(sum("driver" in name for name in finished), sum("gufunc" in name for name in finished))
+    """
+    assert run(code, NBLOSS_CACHE=0) == "1 0"
+
+
 @pytest.mark.parametrize("trouble", ["no home", "unwritable", "full disk", "a file in the way", "open to others"])
 def test_no_cache_trouble_breaks_a_call(expected, tmp_path, trouble):
     """Warnings are errors in these processes, and a call works all the same."""
