@@ -16,11 +16,13 @@ ROWS = [(700, 10), (600, 100), (300, 1000), (20, 9000), (8, 70_001), (3, 7, 4099
 
 def calls(rng, dtype):
     """Name and call of every loss at sizes that fill many blocks."""
+    smoothed = partial(nbloss.cross_entropy.value_and_grad, label_smoothing=0.1)
     for shape in ROWS:
         x = (rng.standard_normal(shape) * 3).astype(dtype)
         labels = rng.integers(0, shape[1], np.delete(shape, 1))
         yield f"cross_entropy {shape}", nbloss.cross_entropy.value_and_grad, x, labels
         yield f"probabilities {shape}", nbloss.cross_entropy.value_and_grad, x, rng.random(shape).astype(dtype)
+        yield f"smoothing {shape}", smoothed, x, labels
         yield f"nll_loss {shape}", nbloss.nll_loss.value_and_grad, x, labels
     weighted = partial(nbloss.cross_entropy.value_and_grad, weight=rng.random(3))
     for shape in ((40_000, 3), (3, 3, 20_000)):  # labels are scanned in several pieces

@@ -118,26 +118,25 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, like):
 def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
     kind, form, _, _, _, uniform = mode
-    m, r, log_norm, scale, factor, a, slope, exp_max, inverse = numbers
+    m, r, log_norm, scale, factor, a, slope, shift, exp_max, inverse = numbers
     if form == LOG_SOFTMAX:
         return (take(x, j, count, 0.0, like) - m) - log_norm
     e = _exp_at(x, j, count, scale, exps, like)
     if kind == PROBABILITIES:
         mass = mass_at(q, weight, mode, j, count, like)
         return factor * dense_gradient(e * inverse, e == exp_max, mass, a, r)
-    if uniform != 0.0:
+    if uniform != 0.0 and weight.shape[0]:
         return factor * (slope * e - mass_at(q, weight, mode, j, count, like))
-    return factor * (slope * e)
+    return fma(factor, slope * e, shift)
 
 
 @inline
 def _write_vectors(x, q, weight, out, mode, numbers, exps, start, stop, like):
     """As many whole vectors of a row's result."""
     kind, form, nontemporal, _, _, uniform = mode
-    _, _, _, scale, factor, _, slope, _, _ = numbers
+    _, _, _, scale, factor, _, slope, shift, _, _ = numbers
     step = lanes(like)
     if form == GRADIENT and kind != PROBABILITIES and (uniform == 0.0 or weight.shape[0] == 0):
-        shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
         if nontemporal:
             for j in range(start, stop, step):
                 stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, exps, like), shift))

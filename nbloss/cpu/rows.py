@@ -227,7 +227,9 @@ def _row(operands, mode, i, top, following, scratch, like):
         of_max = broadcast(exp_max, like)
         if kind == NO_TARGET and form == GRADIENT and lane(of_max / whole, 0) == 1.0:  # products with the slope miss it
             target, at_target = _place(row, 0, n, lane(m, 0), like), broadcast(1.0, like)
-        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, a / whole, of_max, 1.0 / of_max)
+        # What smoothing takes from every class, if it takes the same; -0.0 changes no zero.
+        shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
+        numbers = (m, broadcast(r, like), log_norm, scale, factor, a, a / whole, shift, of_max, 1.0 / of_max)
         write_row(row, q[i, :, 0], weight, out[i, :, 0], mode, numbers, exps, target, at_target, like)
     return np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass), top
 
