@@ -169,15 +169,8 @@ def cross_entropy(
         raise TypeError(f"label_smoothing must be a number, got {shown(label_smoothing)}") from None
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
-    problem = Rowwise(
-        logits,
-        where,
-        _reduction(reduction),
-        weight=_class_weight(weight, logits.shape[where], compute_dtype(logits.dtype)),
-        ignore_index=_ignore_index(ignore_index),
-        label_smoothing=smoothing,
-        check=check,
-    )
+    problem = _over_classes(logits, where, weight, ignore_index, reduction, check)
+    problem.label_smoothing = smoothing
     wanted = _as_array("target", target)
     if wanted.dtype.kind in "iub":
         return _with_labels(problem, "logits", wanted)
@@ -195,6 +188,20 @@ def cross_entropy(
     return problem
 
 
+def _over_classes(
+    x: Array, axis: int, weight: ArrayLike | None, ignore_index: SupportsIndex, reduction: Reduction, check: bool
+) -> Rowwise:
+    """The problem of a loss over classes, as far as its target is not looked at."""
+    return Rowwise(
+        x,
+        axis,
+        _reduction(reduction),
+        weight=_class_weight(weight, x.shape[axis], compute_dtype(x.dtype)),
+        ignore_index=_ignore_index(ignore_index),
+        check=check,
+    )
+
+
 def nll_loss(
     x: ArrayLike,
     target: ArrayLike,
@@ -210,15 +217,8 @@ def nll_loss(
     labels = _as_array("target", target)
     if labels.dtype.kind not in "iub":
         raise TypeError(f"target must be class indices of an integer or bool dtype, got {labels.dtype}")
-    problem = Rowwise(
-        log_probs,
-        where,
-        _reduction(reduction),
-        weight=_class_weight(weight, log_probs.shape[where], compute_dtype(log_probs.dtype)),
-        ignore_index=_ignore_index(ignore_index),
-        normalized=True,
-        check=check,
-    )
+    problem = _over_classes(log_probs, where, weight, ignore_index, reduction, check)
+    problem.normalized = True
     return _with_labels(problem, "log_probs", labels)
 
 

@@ -11,6 +11,7 @@ optimised and made machine code, with all that it calls (a first call of two thr
 """
 
 from functools import cache
+from typing import ClassVar
 
 import llvmlite.binding as llvm
 from numba import njit
@@ -26,15 +27,6 @@ from numba.core.typed_passes import (
     NopythonRewrites,
 )
 from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
-
-# Parts have no closures, array expressions, inlined overloads or illegal statements: a first call is a tenth shorter.
-NOT_FOR_PARTS = (
-    NopythonRewrites,
-    InlineOverloads,
-    InlineClosureLikes,
-    InlineInlinables,
-    IRLegalization,
-)
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -59,23 +51,30 @@ class _PartLowering(NativeLowering):
         return True
 
 
-class _WithLowering(Compiler):
-    """Numba's compiler with another lowering in place of its own, without some of its passes."""
+class _OwnCompiler(Compiler):
+    """Numba's compiler with another pass, or none, in place of some of its own."""
 
-    lowering: type = NativeLowering
-    instead_of: type = NativeLowering
-    without: tuple[type, ...] = ()
+    instead_of: ClassVar[dict[type, type | None]] = {}
 
     def define_pipelines(self):
         (pipeline,) = super().define_pipelines()
-        pipeline.add_pass_after(self.lowering, self.instead_of)
-        pipeline.passes = [p for p in pipeline.passes if p[0] not in (self.instead_of, *self.without)]
+        passes = [(self.instead_of.get(own, own), text) for own, text in pipeline.passes]
+        pipeline.passes = [(own, text) for own, text in passes if own is not None]
         pipeline.finalize()
         return [pipeline]
 
 
-class _PartCompiler(_WithLowering):
-    lowering, without = _PartLowering, NOT_FOR_PARTS
+class _PartCompiler(_OwnCompiler):
+    # Parts have no closures, array expressions, inlined overloads or illegal statements: a first call is a tenth
+    # shorter.
+    instead_of: ClassVar = {
+        NativeLowering: _PartLowering,
+        NopythonRewrites: None,
+        InlineOverloads: None,
+        InlineClosureLikes: None,
+        InlineInlinables: None,
+        IRLegalization: None,
+    }
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -149,7 +148,7 @@ def kernel_compiler(parallel, few_passes):
             state.targetctx = usual
             return done
 
-    class KernelCompiler(_WithLowering):
-        lowering, instead_of = Lowering, usual_lowering
+    class KernelCompiler(_OwnCompiler):
+        instead_of: ClassVar = {usual_lowering: Lowering}
 
     return KernelCompiler
