@@ -236,6 +236,24 @@ def test_a_parallel_kernel_becomes_machine_code_once():
     assert run(code, NBLOSS_CACHE=0) == "1 0"
 
 
+def test_a_part_is_linked_whoever_calls_it_first():
+    """Its first caller turns out not to need it, the next one does; unlinked, it would be a call of address 0."""
+    code = """
+    from numba import njit
+    from nbloss.cpu.parts import inline, kernel_compiler
+    @inline
+    def leaf(x):
+        return 3 * x
+    @inline
+    def middle(x, sign):
+        return x if sign < 0 else leaf(x)
+    def kernel(x):
+        return middle(x, -1) + middle(x, x)
+    print(njit("int64(int64)", pipeline_class=kernel_compiler(False, True))(kernel)(5))
+    """
+    assert run(code, NBLOSS_CACHE=0) == "20"
+
+
 @pytest.mark.parametrize("trouble", ["no home", "unwritable", "full disk", "a file in the way", "open to others"])
 def test_no_cache_trouble_breaks_a_call(expected, tmp_path, trouble):
     """Warnings are errors in these processes, and a call works all the same."""

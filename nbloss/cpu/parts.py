@@ -11,6 +11,7 @@ optimised and made machine code, with all that it calls (a first call of two thr
 """
 
 from functools import cache
+from itertools import count
 from typing import ClassVar
 
 import llvmlite.binding as llvm
@@ -28,10 +29,13 @@ from numba.core.typed_passes import (
 )
 from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
 
+_numbers = count(1)
+
 
 class _PartLibrary(JITCodeLibrary):
     def finalize(self):
         self._finalized = True
+        self.number = next(_numbers)  # parts are made after those that they call
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -93,6 +97,11 @@ class _KernelLibrary(JITCodeLibrary):
         if isinstance(library, _PartLibrary):  # which has linked nothing itself
             for needed in library._linking_libraries:
                 self.add_linking_library(needed)
+
+    def finalize(self):
+        # Callers first: LLVM links a function once, and drops it where nothing that is linked calls it yet.
+        self._linking_libraries.sort(key=lambda library: getattr(library, "number", 0), reverse=True)
+        super().finalize()
 
     def _optimize_final_module(self):
         """LLVM's passes once, without unrolling: a first call of rows is a tenth shorter.
