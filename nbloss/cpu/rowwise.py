@@ -15,7 +15,7 @@ from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_a
 from nbloss.cpu.picks import picks
 from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
-from nbloss.cpu.simd import VECTOR_BYTES, aligned_at, borrowed, inline, lanes, lent_to, side_by_side
+from nbloss.cpu.simd import VECTOR_BYTES, allocated, borrowed, inline, lanes, lent_to, side_by_side
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.problem import Array
@@ -55,7 +55,7 @@ def _driver(chunk):
         if scan:  # labels out of range must be known before anything is written
             lines = _lines(t)
             pieces = lines.shape[0] * _pieces(lines)
-            found = np.empty(2 * pieces)
+            found = allocated(2 * pieces)
             for piece in prange(pieces):
                 _scan(found, lines, weight, x.shape[1], ignore, piece)
             bad, divisor = _totals(found)
@@ -65,17 +65,15 @@ def _driver(chunk):
         mass = 0.0
         if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
             mass = dense_mass(q[0, :, 0], weight, mode, x.shape[1], like)
-        part = np.empty(stop_block - first_block)
+        part = allocated(stop_block - first_block)
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
-            # One array for three (a first call is 5% shorter), in float64: up to 7 to the first line, for Numba aligns
-            # to half of one, 16 for labels, 8 for the numbers of a vector, and the tile.
-            memory = np.empty(32 + room * weight.itemsize // 8)
-            start = aligned_at(memory, 0.0)
-            labels = lent_to(np.int64(0), memory, start, lanes(like))
-            numbers = lent_to(like, memory, start + 16, lanes(like))
-            tile = lent_to(like, memory, start + 24, room)
+            # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
+            memory = allocated(24 + room * weight.itemsize // 8)
+            labels = lent_to(np.int64(0), memory, 0, lanes(like))
+            numbers = lent_to(like, memory, 16, lanes(like))
+            tile = lent_to(like, memory, 24, room)
             scratch = (tile, numbers, labels, per_unit, breadth, mass, own_factor)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
@@ -241,7 +239,7 @@ def can_scan(labels: Array) -> bool:
 
 def _scan_driver(labels, weight, classes, ignore):
     pieces = labels.shape[0] * _pieces(labels)
-    found = np.empty(2 * pieces)
+    found = allocated(2 * pieces)
     for piece in range(pieces):
         _scan(found, labels, weight, classes, ignore, piece)
     bad, weight_sum = _totals(found)
