@@ -51,7 +51,8 @@ def _remembering(context):
     def resolve(function, args, kws):
         if kws or not (function is bool or isinstance(function, BuiltinFunctionType)):
             return context.resolve_function_type(function, args, kws)
-        key = context._lookup_global(function), args  # another object once another template is registered
+        # Numba's type of the function is another object once another template is registered.
+        key = function, context._lookup_global(function), args
         if key not in known:
             known[key] = context.resolve_function_type(function, args, kws)
         return known[key]
