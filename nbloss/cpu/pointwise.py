@@ -27,6 +27,7 @@ from nbloss.cpu.simd import (
     store,
     store_first,
     stream,
+    sums_of_pairs,
     total,
     where,
     write,
@@ -144,7 +145,7 @@ def _driver(formula):
             faults = where(inside, where(outside, faults + 1.0, faults), faults)
             if want & WANT_VALUE:
                 value = value * w
-                if loss.shape[0]:
+                if kept:
                     write(loss, j, count, value, like)
                 value_sum = add_wide(value_sum, where(inside, value, 0.0))
             if want & WANT_GRADIENT:
@@ -175,12 +176,8 @@ def _driver(formula):
                 faults += f
             part[2 * (block - first_block)] = value_sum
             part[2 * (block - first_block) + 1] = faults
-        value_sum = 0.0
-        faults = 0.0
-        for k in range(0, part.size, 2):
-            value_sum += part[k]
-            faults += part[k + 1]
-        return float(value_sum), faults
+        value_sum, faults = sums_of_pairs(part)
+        return float(value_sum), float(faults)  # no NumPy scalars where this runs as Python
 
     return driver
 

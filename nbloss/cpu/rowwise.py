@@ -15,7 +15,7 @@ from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_a
 from nbloss.cpu.picks import picks
 from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
-from nbloss.cpu.simd import VECTOR_BYTES, allocated, borrowed, inline, lanes, lent_to, side_by_side
+from nbloss.cpu.simd import VECTOR_BYTES, allocated, borrowed, inline, lanes, lent_to, side_by_side, sums_of_pairs
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.problem import Array
@@ -58,7 +58,7 @@ def _driver(chunk):
             found = allocated(2 * pieces)
             for piece in prange(pieces):
                 _scan(found, lines, weight, x.shape[1], ignore, piece)
-            bad, divisor = _totals(found)
+            bad, divisor = sums_of_pairs(found)
         if scan == CHECKED and bad > 0:
             stop_block = first_block
         own_factor = np.float64(factor) / divisor if mean else factor
@@ -221,17 +221,6 @@ def _scan(found, lines, weight, classes, ignore, piece):
     found[2 * piece + 1] = weight_sum if weight.shape[0] else kept
 
 
-@inline
-def _totals(found):
-    """(labels out of range, weight of those that count) of all pieces."""
-    bad = 0.0
-    weight_sum = 0.0
-    for k in range(0, found.shape[0], 2):
-        bad += found[k]
-        weight_sum += found[k + 1]
-    return bad, weight_sum
-
-
 def can_scan(labels: Array) -> bool:
     """Whether a kernel can scan the labels that it is given."""
     return labels.strides[labels.shape[1] > 1] == labels.itemsize or labels.size == 1
@@ -242,7 +231,7 @@ def _scan_driver(labels, weight, classes, ignore):
     found = allocated(2 * pieces)
     for piece in range(pieces):
         _scan(found, labels, weight, classes, ignore, piece)
-    bad, weight_sum = _totals(found)
+    bad, weight_sum = sums_of_pairs(found)
     return float(bad), float(weight_sum)
 
 

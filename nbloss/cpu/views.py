@@ -1,4 +1,4 @@
-"""Memory, and arrays seen in other ways, without a reference count: what they show must outlive them."""
+"""Memory for a kernel; and arrays seen in other ways, without a reference count: what they show must outlive them."""
 
 import llvmlite.ir as ir
 import numpy as np
@@ -7,6 +7,7 @@ from numba.np.arrayobj import populate_array
 
 from nbloss.cpu.arithmetic import VECTOR_BYTES, compiled_raw
 from nbloss.cpu.memory import pointer_to
+from nbloss.cpu.parts import inline
 
 
 def allocated(count):
@@ -25,6 +26,17 @@ def _(context, builder, sig, args):
     data = builder.bitcast(context.nrt.meminfo_data(builder, owner), array.data.type)
     populate_array(array, data, [count], [item], item, meminfo=owner)
     return array._getvalue()
+
+
+@inline
+def sums_of_pairs(values):
+    """(sum of every second element, sum of the others), in order."""
+    first = 0.0
+    second = 0.0
+    for k in range(0, values.size, 2):
+        first += values[k]
+        second += values[k + 1]
+    return first, second
 
 
 def borrowed(a):
