@@ -13,7 +13,7 @@ from numba import cuda
 from numba.cuda import dispatcher, types
 
 from nbloss import formulas
-from nbloss.cuda import choices, planes, pointwise, rows, rowwise, solve, sums
+from nbloss.cuda import choices, planes, pointwise, rows, rowwise, sums
 from nbloss.cuda.driver import unfused
 from nbloss.cuda.intrinsics import REAL, STORED, TYPE, VECTOR_BYTES
 from nbloss.cuda.labels import LABEL_CODE
@@ -60,7 +60,8 @@ def variants(target, alike=True):
                     continue
                 threads, height, _, parts = shape
                 values = shape.held(code, dense)
-                options = (code, code, form, dense, threads, height, values, parts, even, solve.WARP, target >= (9, 0))
+                warp, chained = choices.WARP, target >= (9, 0)
+                options = (code, code, form, dense, threads, height, values, parts, even, warp, chained)
                 kind = (" again" if parts == 0 else f" in {parts} parts" if parts > 1 else "") + (
                     "" if even else " odd"
                 )
@@ -72,35 +73,35 @@ def variants(target, alike=True):
                 options = (code, code, form, dense, wide)
                 lanes = VECTOR_BYTES // STORED[code].itemsize if wide else 1
                 arguments = [*ROW_ARGUMENTS, *[real] * 3]
-                yield name, code, (planes.planes, options), arguments, (solve.PLANE_THREADS, 0), lanes
+                yield name, code, (planes.planes, options), arguments, (choices.PLANE_THREADS, 0), lanes
         if form != LOG_SOFTMAX:
             picks = (rowwise.picks, (code, form))
-            yield f"picks, {form_name}", code, picks, [*ROW_ARGUMENTS, real], (solve.PLANE_THREADS, 0), 1
+            yield f"picks, {form_name}", code, picks, [*ROW_ARGUMENTS, real], (choices.PLANE_THREADS, 0), 1
     for name, code in itertools.product(formulas.POINTWISE, DTYPES):
         for want, label in ((1, "value"), (2, "gradient"), (3, "value and gradient")):
-            options = (name, code, code, want, (), True, solve.POINT_THREADS, solve.WARP)
+            options = (name, code, code, want, (), True, choices.POINT_THREADS, choices.WARP)
             arguments = [*[ints(3)] * 7, ints(4), ints(3), TYPE[REAL[code]], I64]
             lanes = VECTOR_BYTES // STORED[code].itemsize
-            yield f"{name}, {label}", code, (pointwise.pointwise, options), arguments, (solve.POINT_THREADS, 0), lanes
+            yield f"{name}, {label}", code, (pointwise.pointwise, options), arguments, (choices.POINT_THREADS, 0), lanes
     for code in DTYPES:  # every operand there is, in rows that lie apart
         given = ("weight", "pos_weight", "grad_output")
-        options = ("binary_cross_entropy_with_logits", code, code, 3, given, False, solve.POINT_THREADS, solve.WARP)
+        options = ("binary_cross_entropy_with_logits", code, code, 3, given, False, choices.POINT_THREADS, choices.WARP)
         arguments = [*[ints(3)] * 7, ints(4), ints(3), TYPE[REAL[code]], I64]
         lanes = VECTOR_BYTES // STORED[code].itemsize
         pointwise_rows = (pointwise.pointwise, options)
-        yield "binary, weighted, in rows", code, pointwise_rows, arguments, (solve.POINT_THREADS, 0), lanes
-    few = (solve.SUM_THREADS, solve.WARP)
+        yield "binary, weighted, in rows", code, pointwise_rows, arguments, (choices.POINT_THREADS, 0), lanes
+    few = (choices.SUM_THREADS, choices.WARP)
     f64 = types.float64
     for code in "fd":
-        for parts in (1, solve.SUM_PARTS) if target >= (9, 0) else (1,):
-            options = (code, *few, solve.SUM_EACH, solve.SUM_ROUNDS, parts, target >= (9, 0))
+        for parts in (1, choices.SUM_PARTS) if target >= (9, 0) else (1,):
+            options = (code, *few, choices.SUM_EACH, choices.SUM_ROUNDS, parts, target >= (9, 0))
             arguments = [ints(3), ints(3), ints(4), f64, f64]
-            yield f"sum of {parts}", code, (sums.total, options), arguments, (few[0], 1), solve.SUM_EACH
+            yield f"sum of {parts}", code, (sums.total, options), arguments, (few[0], 1), choices.SUM_EACH
             arguments = [ints(5), ints(3), I64, ints(3), ints(3), ints(4), f64]
-            yield f"scan of labels {parts}", code, (sums.scan_labels, options), arguments, (few[0], 1), solve.SUM_EACH
+            yield f"scan of labels {parts}", code, (sums.scan_labels, options), arguments, (few[0], 1), choices.SUM_EACH
         for source in ("d", *LABEL_CODE.values()):
             convert = (sums.convert, (source, code))
-            yield f"convert {source}", code, convert, [ints(3), ints(3), I64, I64], (solve.POINT_THREADS, 0), 1
+            yield f"convert {source}", code, convert, [ints(3), ints(3), I64, I64], (choices.POINT_THREADS, 0), 1
 
 
 def compiled(factory, options, signature, target, bounds=(0, 0)):
@@ -247,7 +248,7 @@ def instructions_a_value(code, form, even=True):
     for words in (16, 32):
         shape = choices.RowShape(256, 1, words, 1)
         values = shape.held(code, False)
-        options = (code, code, form, False, *shape[:2], values, shape.parts, even, solve.WARP, True)
+        options = (code, code, form, False, *shape[:2], values, shape.parts, even, choices.WARP, True)
         ptx, _ = compiled(rows.rows, options, [*ROW_ARGUMENTS, *[TYPE[REAL[code]]] * 3], (9, 0))
         counts[values] = sum(1 for _ in instructions(ptx))
     (few, least), (many, most) = sorted(counts.items())

@@ -67,7 +67,7 @@ def on_the_device():
     """Let "auto" take host arrays to the device, so that the tests of the CPU hold for CUDA too."""
     if not CUDA:
         return
-    from nbloss.cuda import choices, solve
+    from nbloss.cuda import choices
 
     as_asked = dispatch.choose
 
@@ -77,7 +77,7 @@ def on_the_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "choose", choose)
         if SIMULATED:  # blocks of a few threads, with two to a warp, and spans that rows do not fit in
-            patch.setattr(solve, "WARP", 2)
+            patch.setattr(choices, "WARP", 2)
             shape = choices.RowShape
             for name in ("ROWS", "VALUES"):
                 patch.setattr(choices, name, (shape(2, 2, 16, 1), shape(4, 1, 16, 1), shape(4, 1, 64, 0)))
@@ -90,7 +90,7 @@ def on_the_device():
                 ("SUM_ROUNDS", 2),
                 ("SUM_PARTS", 2),
             ):
-                patch.setattr(solve, name, threads)
+                patch.setattr(choices, name, threads)
         yield
 
 

@@ -423,9 +423,7 @@ def test_same_bits_every_time(rng):
 def test_candidates(rng, monkeypatch, shape):
     """Whatever a benchmark tries gives the right results."""
     if SIMULATED:
-        from nbloss.cuda import solve
-
-        monkeypatch.setattr(solve, "WARP", 32)
+        monkeypatch.setattr(choices, "WARP", 32)
         if shape.threads * max(shape.parts, 1) > 256:
             pytest.skip("more threads than can be simulated at once")
     monkeypatch.setattr(choices, "forced", shape)
@@ -445,10 +443,8 @@ def test_rows_of_several_blocks(rng, monkeypatch, size, parts, dtype):
     """Blocks that hold a row together tell each other what they found; as bits for any alignment and in place too."""
     shape = choices.RowShape(256, 1, 32, parts)
     if SIMULATED:
-        from nbloss.cuda import solve
-
         shape = choices.RowShape(8, 1, 16, parts)
-        monkeypatch.setattr(solve, "WARP", 4)  # as many lanes as parts
+        monkeypatch.setattr(choices, "WARP", 4)  # as many lanes as parts
     code = {"float64": "d", "float32": "f"}.get(str(np.dtype(dtype)), "h")
     most = int(shape.reach(code, False))
     classes = most - 16 if size == "even" else most - 13

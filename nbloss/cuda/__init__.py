@@ -1,7 +1,8 @@
 """The CUDA backend, from the top down.
 
 plans       calls on device arrays, and how one that is like an earlier call is done again
-solve       a problem to kernel launches; choices: which shape of kernel takes rows of so many classes
+solve       a problem to kernel launches, by solve_pointwise or solve_rowwise, and what they share, auxiliary;
+            choices: which shape of kernel takes rows of so many classes, and what other kernels take
 device      a device and a stream, and how users' arrays arrive; arrays: device memory as views, and as results
 driver      CUDA itself, through cuda.core and Numba; simulator: the same functions over memory of the host
 pointwise   the kernel of pointwise losses

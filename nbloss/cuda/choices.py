@@ -1,7 +1,7 @@
-"""Which shape of kernel takes rows of so many classes: every choice by size of the CUDA backend, in one table.
+"""Every choice by size of the CUDA backend: which shape of kernel takes rows of so many classes, and what others take.
 
-Set from what an H100 took with about 270 kernels, for rows of 256 to 262144 classes in float32 and bfloat16, value and
-gradient: ``python -m pytest bench --device cuda -k shapes`` measures the candidates again.
+Shapes are set from what an H100 took with about 270 kernels, for rows of 256 to 262144 classes in float32 and bfloat16,
+value and gradient: ``python -m pytest bench --device cuda -k shapes`` measures the candidates again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,14 @@ from typing import NamedTuple
 from nbloss.problem import LOSS_ONLY
 
 SIZE = {"f": 4, "d": 8, "H": 2, "h": 2}
+WARP = 32
+PLANE_THREADS = 128
+# A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
+# rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
+POINT_THREADS, POINT_CHUNKS, POINT_BLOCKS = 256, 16, 2048
+# Sums over rows and blocks: threads of a block, elements that a thread reads at once, how often, blocks of a cluster,
+# if a device has any. 32768 labels took one block 9 µs.
+SUM_THREADS, SUM_EACH, SUM_ROUNDS, SUM_PARTS = 1024, 8, 8, 8
 
 
 class RowShape(NamedTuple):

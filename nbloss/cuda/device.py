@@ -144,9 +144,9 @@ class Home:
 
     def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
         """A contiguous copy of another dtype."""
-        from nbloss.cuda import solve  # it is kernels that convert, and they are compiled for nothing else
+        from nbloss.cuda import auxiliary  # it is kernels that convert, and they are compiled for nothing else
 
-        result: DeviceView = solve.converted(view, dtype)
+        result: DeviceView = auxiliary.converted(view, dtype)
         return result
 
     def dlpack(self, view: DeviceView, **options: Any) -> object:
