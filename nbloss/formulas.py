@@ -43,6 +43,13 @@ def fma(a, b, c):
     return a * b + c
 
 
+def two_sum(a, b):
+    """a + b as the rounded sum and what it rounds away (Knuth)."""
+    s = a + b
+    b_part = s - a
+    return s, (a - (s - b_part)) + (b - b_part)
+
+
 # --- float32 polynomials ------------------------------------------------------------------------------------
 #
 # Minimax fits of relative error (Remez), given in units of 2^-24. Summed in pairs: as few operations as Horner's

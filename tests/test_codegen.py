@@ -25,6 +25,7 @@ WIDTHS = {
 KERNELS = {
     "rows": ("rowwise", "ROWS", "flf"),
     "rows of float64": ("rowwise", "ROWS", "dld"),
+    "groups": ("rowwise", "GROUPS", "flf"),
     "tiles": ("rowwise", "TILES", "flf"),
     "binary_cross_entropy": ("pointwise", "KERNELS['binary_cross_entropy']", "ff"),
     "binary_cross_entropy_with_logits": ("pointwise", "KERNELS['binary_cross_entropy_with_logits']", "ff"),

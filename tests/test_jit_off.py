@@ -17,7 +17,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("shape", [(5, 7), (2, 300), (1, 9000), (2, 3, 20)])
+@pytest.mark.parametrize("shape", [(5, 7), (18, 100), (2, 500), (1, 9000), (2, 3, 20)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy(rng, dtype, shape, smoothing):
     x = rng.standard_normal(shape).astype(dtype)
@@ -39,11 +39,12 @@ def test_cross_entropy(rng, dtype, shape, smoothing):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_past_the_caches(rng, monkeypatch, dtype):
+@pytest.mark.parametrize("classes", [40, 100])
+def test_past_the_caches(rng, monkeypatch, dtype, classes):
     from nbloss.cpu import solve
 
-    x, labels = rng.standard_normal((40, 40)).astype(dtype), rng.integers(0, 40, 40)
-    line, t = x.ravel(), rng.random(1600).astype(dtype)
+    x, labels = rng.standard_normal((40, classes)).astype(dtype), rng.integers(0, classes, 40)
+    line, t = x.ravel(), rng.random(x.size).astype(dtype)
     near = nbloss.cross_entropy.grad(x, labels), nbloss.mse_loss.grad(line, t)
     monkeypatch.setattr(solve, "STREAM_FROM", 0)
     for start in range(3):  # whatever the alignment

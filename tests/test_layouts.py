@@ -57,7 +57,7 @@ LAYOUTS = {
     "middle axis first": lambda x: np.moveaxis(np.moveaxis(x, 1, 0).copy(), 0, 1),
     "subclass": lambda x: x.view(type("Named", (np.ndarray,), {})),
 }
-SHAPES = [(6, 5), (20, 300), (3, 4, 5), (2, 7, 3, 18)]
+SHAPES = [(6, 5), (20, 100), (5, 500), (3, 4, 5), (2, 7, 3, 18)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
@@ -160,7 +160,7 @@ def test_more_elements_than_int32_counts():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", BFLOAT16], ids=str)
-@pytest.mark.parametrize("classes", [3, 257])
+@pytest.mark.parametrize("classes", [3, 257, 500])
 def test_no_write_outside_out(rng, dtype, classes):
     x = rng.standard_normal((7, classes)).astype(dtype)
     buffer = np.full((9, classes + 2), 5, dtype)

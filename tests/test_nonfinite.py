@@ -8,13 +8,14 @@ import nbloss
 
 INF, NAN = np.inf, np.nan
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-LAYOUTS = ["rows", "tiles", "planes"]
+LAYOUTS = ["rows", "groups", "tiles", "planes"]
 
 
 def spread(row, layout):
     """The row, with enough classes or company for each kernel, and how to find it again."""
-    if layout == "rows":  # classes at -inf carry no mass
-        return np.concatenate([row, np.full(500 - len(row), -INF)])[None], (0,)
+    if layout in ("rows", "groups"):  # classes at -inf carry no mass
+        classes = 500 if layout == "rows" else 100
+        return np.concatenate([row, np.full(classes - len(row), -INF)])[None], (0,)
     if layout == "tiles":
         return np.stack([row] * 3), (1,)
     return np.repeat(row[None, :, None], 40, axis=2), (0, 7)
@@ -77,7 +78,7 @@ class TestClasses:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_stays_in_its_row(rng, layout):
-    shape = {"rows": (5, 300), "tiles": (40, 6), "planes": (2, 6, 40)}[layout]
+    shape = {"rows": (5, 500), "groups": (40, 100), "tiles": (40, 6), "planes": (2, 6, 40)}[layout]
     x = rng.standard_normal(shape).astype(np.float32)
     labels = rng.integers(0, shape[1], np.delete(shape, 1))
     clean = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
@@ -110,7 +111,8 @@ def test_probabilities(layout):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row_functions(dtype):
     x = np.array([[0.0, -INF, 0.0], [-INF, -INF, -INF], [0.0, INF, 1.0], [NAN, 0.0, 1.0]]).astype(dtype)
-    for a in (x, np.concatenate([x, np.full((4, 400), -INF).astype(dtype)], axis=1)):
+    for more in (0, 100, 400):
+        a = np.concatenate([x, np.full((4, more), -INF).astype(dtype)], axis=1)
         half = np.log(2)
         np.testing.assert_allclose(nbloss.logsumexp(a), [half, NAN, NAN, NAN], rtol=1e-7)
         p, log_p = nbloss.softmax(a).astype(float), nbloss.log_softmax(a).astype(float)

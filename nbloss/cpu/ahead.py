@@ -32,7 +32,9 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
                 wanted = [(pointwise_kernels.KERNELS[loss], (code, code))]
             else:
                 kernels = (
-                    [rowwise_kernels.PICKS] if loss == "nll_loss" else [rowwise_kernels.ROWS, rowwise_kernels.TILES]
+                    [rowwise_kernels.PICKS]
+                    if loss == "nll_loss"
+                    else [rowwise_kernels.ROWS, rowwise_kernels.GROUPS, rowwise_kernels.TILES]
                 )
                 wanted = [(kernel, (code, labels, code)) for kernel in kernels]
                 wanted.append((rowwise_kernels.SCAN, (labels, "d" if code == "d" else "f")))

@@ -37,6 +37,18 @@ def _(context, builder, sig, args):
     return builder.bitcast(code if narrow == wide else builder.trunc(code, narrow), vt)
 
 
+def label_at(values, i):
+    """The label that is stored at values[i], among those of a vector."""
+    return np.int64(values[i])
+
+
+@compiled_raw(label_at, lambda values, i: types.int64)
+def _(context, builder, sig, args):
+    narrow = ir.IntType(sig.args[0].dtype.bitwidth)
+    label = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], narrow))
+    return builder.sext(label, ir.IntType(64)) if narrow.width < 64 else label
+
+
 def labelled(labels, j):
     """The lanes whose label is j."""
     return labels == j

@@ -18,6 +18,7 @@ subnormal bfloat16 is 0 where the processor has an instruction for the rounding 
 
 from nbloss.cpu.arithmetic import *  # noqa: F403
 from nbloss.cpu.bits import *  # noqa: F403
+from nbloss.cpu.folds import *  # noqa: F403
 from nbloss.cpu.lanes import *  # noqa: F403
 from nbloss.cpu.memory import *  # noqa: F403
 from nbloss.cpu.parts import inline as inline

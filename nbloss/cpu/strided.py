@@ -129,3 +129,16 @@ def write_from(values, at, out, start, stop, nontemporal, like):
         count = min(step, stop - i)
         write(out, i, count, take(values, at + i, count, 0.0, like), like)
         i += count
+
+
+@inline
+def write_lines(values, out, start, stop, more, like):
+    """out[start:stop] = values, past the caches; but what is left of the last line, if there is `more` to come.
+
+    That is put at the front of `values`. Returns how far `out` is written.
+    """
+    if more:
+        stop -= (stop - aligned_at(out, like)) % lanes(like)
+    write_from(values, np.int64(0), out, start, stop, True, like)
+    store(values, 0, load(values, stop - start, like))
+    return stop

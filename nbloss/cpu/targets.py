@@ -11,6 +11,7 @@ def _bound(formula, **primitives):
 
 
 add_gap = _bound(formulas.add_gap, where=where, fma=fma)
+two_sum = inline(formulas.two_sum)
 row_loss = _bound(formulas.row_loss)
 target_gradient = _bound(formulas.target_gradient, where=where)
 dense_gradient = _bound(formulas.dense_gradient, where=where)

@@ -5,10 +5,10 @@ A tile (classes, lanes) is copied next to the core, where strides cost nothing.
 
 import numpy as np
 
-from nbloss.cpu.labels import OUTSIDE, labelled, load_labels, without_class
+from nbloss.cpu.labels import labelled, without_class
+from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights, scale_of_rows
 from nbloss.cpu.simd import (
     add_wide,
-    aligned_at,
     as_line,
     as_rows,
     broadcast,
@@ -29,6 +29,7 @@ from nbloss.cpu.simd import (
     where,
     write,
     write_from,
+    write_lines,
 )
 from nbloss.cpu.targets import (
     CLASS_INDEX,
@@ -37,47 +38,12 @@ from nbloss.cpu.targets import (
     add_gap,
     dense_gradient,
     row_loss,
-    target_gradient,
 )
-from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
+from nbloss.cpu.vecmath import log1p, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 NEG_INF = -np.inf
 FACTS = 3  # numbers a row that its loss is made of
-
-
-@inline
-def _row_labels(t, classes, mode, copied, i, k, count, like):
-    """The labels of a vector of rows; lanes from `count` on hold anything."""
-    kind, _, _, ignore, _, _ = mode
-    if kind != CLASS_INDEX:
-        return broadcast(0.0, like)
-    if count == lanes(like) and t.strides[1] == t.itemsize:
-        return load_labels(t[i], k, classes, ignore, like)
-    for c in range(count):
-        copied[c] = np.int64(t[i, k + c])
-    return load_labels(copied, 0, classes, ignore, like)
-
-
-@inline
-def _row_weights(t, weight, kind, numbers, i, k, count, like):
-    """The class weight of each row's target; anything where it has none."""
-    if kind != CLASS_INDEX or weight.shape[0] == 0:
-        return broadcast(1.0, like)
-    for c in range(count):
-        label = np.int64(t[i, k + c])
-        numbers[c] = weight[label] if 0 <= label < weight.shape[0] else 1.0
-    return load(numbers, 0, like)
-
-
-@inline
-def _row_scales(upstream, own_factor, numbers, i, k, count, like):
-    """What the gradient of each row is multiplied by."""
-    if upstream.shape[0] == 0:
-        return broadcast(own_factor, like)
-    for c in range(count):
-        numbers[c] = upstream[i, k + c]
-    return load(numbers, 0, like)
 
 
 @inline
@@ -143,12 +109,7 @@ def tiles(operands, mode, unit, like, scratch):
                 for j in range(0, classes, step):
                     store_transposed(tile, j * step, target, j, 0, min(step, classes - j), high - low, like)
                 if by_line:
-                    line = as_line(out[i])
-                    if high < stop:
-                        end -= (end - aligned_at(line, like)) % step
-                    write_from(values, np.int64(0), line, written, end, nontemporal, like)
-                    store(values, 0, load(values, end - written, like))
-                    written = end
+                    written = write_lines(values, as_line(out[i]), written, end, high < stop, like)
             else:
                 for j in range(classes):
                     write_from(tile, j * lead, out[i, j], low, high, nontemporal, like)
@@ -176,14 +137,12 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     Returns what `row_loss` is made of, with r in place of log1p(r).
     """
     x, t, q, weight, upstream, _, _ = operands
-    kind, form, _, _, share, uniform = mode
+    kind, form, _, _, _, uniform = mode
     tile, numbers, copied, _, _, _, own_factor = scratch
     classes = x.shape[1]
     zero = broadcast(0.0, like)
-    labels = _row_labels(t, classes, mode, copied, i, k, count, like)
-    m = m + (m - m)  # NaN where infinite
-    scale = scale_of(m)
-    exp_max = scaled_exp(m, scale)
+    labels = row_labels(t, classes, mode, copied, i, k, count, like)
+    m, scale, exp_max = scale_of_rows(m)
     inverse = 1.0 / exp_max  # here, where nothing waits for it
     # What the next tile reads is fetched meanwhile, a line for each vector of this one.
     if lead == lanes(like) and x.strides[1] == x.itemsize:
@@ -218,29 +177,21 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     own = exp_max
     if kind == CLASS_INDEX:
         own = scaled_exp(x_t, scale)
-        norm = rest + own
     else:
         rest = rest + (ties - 1.0) * exp_max
-        norm = rest + exp_max
         x_t = m
-    r = where(x_t == m, rest, norm - exp_max) * inverse
-    w_t = _row_weights(t, weight, kind, numbers, i, k, count, like)
-    kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
-    fixed = where(labelled(labels, OUTSIDE), np.nan, zero)  # the loss of a row without a target
-    idle = without_class(labels)
+    w_t = row_weights(t, weight, kind, numbers, i, k, count, like)
+    facts = row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like)
+    norm, r, kept, whole, a_of_loss, r_of_loss = facts
 
     if form == LOG_SOFTMAX:
         log_norm = log1p(r)
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
-        factor = _row_scales(upstream, own_factor, numbers, i, k, count, like)
-        a = kept + mass
-        spread = uniform * w_t  # what smoothing leaves on the target
-        at_target = factor * target_gradient(rest, own, norm, a, kept + spread, mass - spread)
-        if kind == NO_TARGET:
-            at_target = exp_max / norm  # the product with 1 / norm can miss 1
-        slope = a / norm
+        factor = row_factors(upstream, own_factor, numbers, i, k, count, like)
+        a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
+        idle = without_class(labels)
         for j in range(classes):
             e = load(tile, j * lead + at, like)
             y = slope * e
@@ -256,6 +207,4 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
                 y = where(e == exp_max, at_target, y)
             store(tile, j * lead + at, y)
 
-    if kind == NO_TARGET:
-        return m, zero + 1.0, r
-    return where(idle, fixed, add_gap(gap, kept, m, x_t)), where(idle, 0.0, kept + mass), where(idle, 0.0, r)
+    return whole, a_of_loss, r_of_loss

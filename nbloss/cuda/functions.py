@@ -8,6 +8,8 @@ from numba.cuda import libdevice
 from nbloss import formulas
 from nbloss.cuda.intrinsics import REAL, SIMULATED, TYPE, device_function, estimated_inverse, exp2, fma, power_of_two
 
+two_sum = device_function(formulas.two_sum)
+
 
 @device_function
 def where(condition, a, b):
@@ -141,14 +143,6 @@ class Functions:
             return exp2(fma(d, LOG2E_REST, fma(d, LOG2E, -n))) * power_of_two(shifted)
 
         return around, scaled_exp
-
-
-@device_function
-def two_sum(a, b):
-    """a + b as the rounded sum and what it rounds away (Knuth)."""
-    s = a + b
-    b_part = s - a
-    return s, (a - (s - b_part)) + (b - b_part)
 
 
 @device_function

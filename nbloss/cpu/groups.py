@@ -1,0 +1,291 @@
+"""Rows of some tens to some hundreds of classes, a group of as many as a vector has lanes at a time.
+
+Vectors run along the classes, which lie side by side, as in ``rows``; what is one number a row is worked out for the
+whole group, as in ``tiles``. So short rows are neither transposed nor waited for one by one. The last vector of a row
+ends with it, over the one before where need be: none is there in part.
+"""
+
+import numpy as np
+
+from nbloss.cpu.labels import label_at
+from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights, scale_of_rows
+from nbloss.cpu.simd import (
+    add_wide,
+    as_line,
+    broadcast,
+    first,
+    fma,
+    gather,
+    inline,
+    lanes,
+    lent_to,
+    load,
+    maxima,
+    maximum,
+    prefetch,
+    row_of,
+    scatter,
+    store,
+    total,
+    totals,
+    where,
+    write,
+    write_lines,
+)
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, dense_gradient, row_loss, two_sum
+from nbloss.cpu.vecmath import log1p, scaled_exp
+from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
+
+NEG_INF = -np.inf
+# Where in a group's memory its facts lie, one for each row. Behind them, at FOLDED: two times a vector for each row, to
+# be folded; room for two vectors; the rows' exponentials, one row after the other.
+TAKEN, LOWEST, ROUND_TO, MAXIMUM, EXP_MAX, INVERSE, LABEL, OWN = (16 * k for k in range(8))
+X_T, R, LOG_NORM, A, SLOPE, FACTOR, AT_TARGET, FOLDED = (16 * k for k in range(8, 16))
+
+
+@inline
+def _row_maximum(x, like):
+    """The maximum of a row, by lanes."""
+    step = lanes(like)
+    last = x.shape[0] - step
+    top = broadcast(NEG_INF, like)
+    for at in range(0, x.shape[0], step):
+        top = maximum(load(x, min(at, last), like), top)
+    return top
+
+
+@inline
+def _row_exps(exps, start, x, scale, other, q, ahead, like):
+    """exps[start:] = scaled_exp of a row. Returns the maximum of another row, by lanes.
+
+    Loading that one meanwhile overlaps memory with arithmetic. What lies `ahead` is fetched.
+    """
+    step = lanes(like)
+    last = x.shape[0] - step
+    top = broadcast(NEG_INF, like)
+    for at in range(0, x.shape[0], step):
+        j = min(at, last)
+        store(exps, start + j, scaled_exp(load(x, j, like), scale))
+        top = maximum(load(other, j, like), top)
+        prefetch(x, j + ahead)
+        prefetch(q, j + ahead)
+    return top
+
+
+@inline
+def _last_exps(exps, start, classes, like):
+    """The last vector of a row's exponentials, 0 where the one before holds them too."""
+    e = load(exps, start + classes - lanes(like), like)
+    return where(first(-classes % lanes(like), e), 0.0, e)
+
+
+@inline
+def _row_sum(exps, start, classes, like):
+    """The sum of a row's exponentials, by lanes."""
+    a = _last_exps(exps, start, classes, like)
+    b = broadcast(0.0, like)
+    for at in range(start, start + classes - lanes(like), lanes(like)):
+        a, b = b, a + load(exps, at, like)
+    return a + b
+
+
+@inline
+def _row_rest(exps, start, classes, exp_max, like):
+    """(the sum of a row's exponentials but for those at the maximum, the number of these), by lanes."""
+    e = _last_exps(exps, start, classes, like)
+    zero = broadcast(0.0, like)
+    rest, ties = where(e == exp_max, zero, e), where(e == exp_max, 1.0, zero)
+    for at in range(start, start + classes - lanes(like), lanes(like)):
+        e = load(exps, at, like)
+        rest, ties = where(e == exp_max, rest, rest + e), where(e == exp_max, ties + 1.0, ties)
+    return rest, ties
+
+
+@inline
+def _mass_at(q, weight, mode, j, like):
+    """Dense target mass of a vector of classes."""
+    kind, _, _, _, share, uniform = mode
+    mass = broadcast(uniform, like)
+    if kind == PROBABILITIES:
+        mass = fma(share, load(q, j, like), mass)
+    return mass * load(weight, j, like) if weight.shape[0] else mass
+
+
+@inline
+def _dense_sums(x, q, weight, mode, m, like):
+    """(sum_j q_j (m - x_j), sum_j q_j) over the dense part of a row's target mass, by lanes."""
+    classes, step = x.shape[0], lanes(like)
+    last = classes - step
+    mass = where(first(-classes % step, m), 0.0, _mass_at(q, weight, mode, last, like))
+    gap = add_gap(broadcast(0.0, like), mass, m, load(x, last, like))
+    for j in range(0, last, step):
+        mass_j = _mass_at(q, weight, mode, j, like)
+        gap = add_gap(gap, mass_j, m, load(x, j, like))
+        mass = mass + mass_j
+    return gap, mass
+
+
+@inline
+def _scale_of_group(memory, count, like):
+    """(maxima of a group's rows, scaled_exp of them, whether some is large), from the maxima by lanes."""
+    m = maxima(memory, FOLDED, like)
+    m, scale, exp_max = scale_of_rows(where(first(count, m), m, 0.0))
+    some_large, taken, lowest, round_to = scale
+    store(memory, TAKEN, taken)
+    store(memory, LOWEST, lowest)
+    store(memory, ROUND_TO, round_to)
+    return m, exp_max, some_large
+
+
+@inline
+def _write_row(x, q, weight, out, mode, memory, k, start, like):
+    """What is asked for of the row whose facts lie in lane k, but for the gradient at its target."""
+    kind, form, _, _, _, uniform = mode
+    classes, step = out.shape[0], lanes(like)
+    last = classes - step
+    if form == LOG_SOFTMAX:
+        m, log_norm = gather(memory, MAXIMUM + k, 1, like), gather(memory, LOG_NORM + k, 1, like)
+        y = (load(x, last, like) - m) - log_norm  # before any of it is overwritten, where `out` is x
+        for j in range(0, last, step):
+            store(out, j, (load(x, j, like) - m) - log_norm)
+        store(out, last, y)
+        return
+    exp_max, at_target = gather(memory, EXP_MAX + k, 1, like), gather(memory, AT_TARGET + k, 1, like)
+    factor, slope = gather(memory, FACTOR + k, 1, like), gather(memory, SLOPE + k, 1, like)
+    if kind == NO_TARGET:
+        for at in range(0, classes, step):
+            j = min(at, last)
+            e = load(memory, start + j, like)
+            store(out, j, where(e == exp_max, at_target, slope * e))
+    elif kind == PROBABILITIES or (uniform != 0.0 and weight.shape[0]):
+        a, r = gather(memory, A + k, 1, like), gather(memory, R + k, 1, like)
+        inverse = gather(memory, INVERSE + k, 1, like)
+        for at in range(0, classes, step):
+            j = min(at, last)
+            e = load(memory, start + j, like)
+            mass = _mass_at(q, weight, mode, j, like)
+            y = slope * e - mass
+            if kind == PROBABILITIES:
+                y = dense_gradient(e * inverse, e == exp_max, mass, a, r)
+            store(out, j, factor * y)
+    else:
+        # What smoothing takes from every class; -0.0 changes no zero.
+        shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
+        for at in range(0, classes, step):
+            j = min(at, last)
+            store(out, j, fma(factor, slope * load(memory, start + j, like), shift))
+
+
+@inline
+def groups(operands, mode, unit, like, scratch):
+    """`per_unit` rows: writes what is asked for, and returns the sum of their losses."""
+    x, t, q, weight, upstream, out, loss = operands
+    kind, form, nontemporal, _, _, uniform = mode
+    memory, numbers, copied, per_unit, _, row_mass, own_factor = scratch
+    classes, step = x.shape[1], lanes(like)
+    per_plane = (x.shape[2] + per_unit - 1) // per_unit
+    i = unit // per_plane
+    start = (unit - i * per_plane) * per_unit
+    stop = min(start + per_unit, x.shape[2])
+    other_folded = FOLDED + step * step
+    exps = other_folded + (step + 2) * step
+    ahead = 2 * step * (x.strides[2] // x.itemsize)
+    # By whole lines, see ``tiles``: finished rows lie from two vectors before the exponentials on, where one vector may
+    # wait for the rest of its line, and where none is written over an exponential that is still needed.
+    by_line = nontemporal and out.strides[2] == classes * out.itemsize
+    written = start * classes
+    every = kind == NO_TARGET and form == GRADIENT
+    zero = broadcast(0.0, like)
+    value_sum = broadcast(0.0, np.float64(0.0))
+    for k in range(min(step, stop - start)):
+        store(memory, FOLDED + k * step, _row_maximum(row_of(x, i, start + k), like))
+    m, exp_max, some_large = _scale_of_group(memory, min(step, stop - start), like)
+    for low in range(start, stop, step):
+        count = min(step, stop - low)
+        labels = row_labels(t, classes, mode, copied, i, low, count, like)
+        inverse = 1.0 / exp_max
+        for k in range(count):
+            taken, lowest = gather(memory, TAKEN + k, 1, like), gather(memory, LOWEST + k, 1, like)
+            scale = (some_large, taken, lowest, gather(memory, ROUND_TO + k, 1, like))
+            row, other = row_of(x, i, low + k), row_of(x, i, min(low + k + step, stop - 1))
+            top = _row_exps(memory, exps + k * classes, row, scale, other, row_of(q, i, low + k), ahead, like)
+            store(memory, FOLDED + k * step, top)
+        following = _scale_of_group(memory, count, like)  # here, where nothing waits for it
+        store(memory, MAXIMUM, m)
+        store(memory, EXP_MAX, exp_max)
+        store(memory, LABEL, labels)
+
+        # Sums leave out the target, or else all classes that attain the maximum; a softmax needs all.
+        own, x_t, gap, mass = exp_max, m, zero, broadcast(row_mass, like)
+        if kind == CLASS_INDEX:
+            for k in range(count):
+                label = max(label_at(memory, LABEL + k), 0)
+                at = exps + k * classes + label
+                scatter(memory, OWN + k, 1, gather(memory, at, 1, like))
+                scatter(memory, X_T + k, 1, gather(row_of(x, i, low + k), label, 1, like))
+                scatter(memory, at, 1, zero)
+            own, x_t = load(memory, OWN, like), load(memory, X_T, like)
+        if every:
+            own = zero
+        if kind == CLASS_INDEX or every:
+            for k in range(count):
+                store(memory, FOLDED + k * step, _row_sum(memory, exps + k * classes, classes, like))
+            rest = totals(memory, FOLDED, like)
+        else:
+            for k in range(count):
+                found = _row_rest(memory, exps + k * classes, classes, gather(memory, EXP_MAX + k, 1, like), like)
+                store(memory, FOLDED + k * step, found[0])
+                store(memory, other_folded + k * step, found[1])
+            rest = totals(memory, FOLDED, like) + (totals(memory, other_folded, like) - 1.0) * exp_max
+        if kind == PROBABILITIES or uniform != 0.0:
+            for k in range(count):
+                row, m_k = row_of(x, i, low + k), gather(memory, MAXIMUM + k, 1, like)
+                found = _dense_sums(row, row_of(q, i, low + k), weight, mode, m_k, like)
+                store(memory, FOLDED + k * step, found[0])
+                store(memory, other_folded + k * step, found[1])
+            gap = totals(memory, FOLDED, like)
+            if kind == PROBABILITIES:
+                mass = totals(memory, other_folded, like)
+        w_t = row_weights(t, weight, kind, numbers, i, low, count, like)
+        found = row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like)
+        norm, r, kept, whole, a_of_loss, r_of_loss = found
+        log_norm = log1p(r_of_loss)
+        log_sum = log_norm
+        # With what m - x_t is rounded by, the loss is rounded twice, not three times.
+        if kind == CLASS_INDEX and uniform == 0.0:
+            gap, lost = two_sum(m, -x_t)
+            log_sum = where(gap < np.inf, log_norm + lost, log_norm)
+        value = row_loss(whole, a_of_loss, log_sum)
+        if loss.shape[1]:
+            write(loss[i], low, count, value, like)
+        value_sum = add_wide(value_sum, where(first(count, value), value, 0.0))
+
+        if form != LOSS_ONLY:
+            factor = row_factors(upstream, own_factor, numbers, i, low, count, like)
+            a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
+            store(memory, INVERSE, inverse)
+            store(memory, R, r)
+            store(memory, LOG_NORM, log_norm)
+            store(memory, A, a)
+            store(memory, SLOPE, slope)
+            store(memory, FACTOR, factor)
+            store(memory, AT_TARGET, at_target)
+            end = (low + count) * classes
+            values = lent_to(out, memory, exps - 2 * step, end - written)
+            for k in range(count):
+                target = row_of(out, i, low + k)
+                if by_line:
+                    target = lent_to(out, values, (low + k) * classes - written, classes)
+                label = label_at(memory, LABEL + k)
+                if kind == CLASS_INDEX and label < 0:
+                    for at in range(0, classes, step):
+                        store(target, min(at, classes - step), zero)
+                else:
+                    row, other = row_of(x, i, low + k), row_of(q, i, low + k)
+                    _write_row(row, other, weight, target, mode, memory, k, exps + k * classes, like)
+                    if kind == CLASS_INDEX:
+                        scatter(target, label, 1, gather(memory, AT_TARGET + k, 1, like))
+            if by_line:
+                written = write_lines(values, as_line(out[i]), written, end, low + count < stop, like)
+        m, exp_max, some_large = following
+    return total(value_sum)

@@ -1,0 +1,80 @@
+"""What is one number a row, for a vector of rows: one lane for each."""
+
+import numpy as np
+
+from nbloss.cpu.labels import OUTSIDE, labelled, load_labels, without_class
+from nbloss.cpu.simd import broadcast, inline, lanes, load, where
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, add_gap, target_gradient
+from nbloss.cpu.vecmath import scale_of, scaled_exp
+
+
+@inline
+def row_labels(t, classes, mode, copied, i, k, count, like):
+    """The labels of a vector of rows; lanes from `count` on hold anything."""
+    kind, _, _, ignore, _, _ = mode
+    if kind != CLASS_INDEX:
+        return broadcast(0.0, like)
+    if count == lanes(like) and t.strides[1] == t.itemsize:
+        return load_labels(t[i], k, classes, ignore, like)
+    for c in range(count):
+        copied[c] = np.int64(t[i, k + c])
+    return load_labels(copied, 0, classes, ignore, like)
+
+
+@inline
+def row_weights(t, weight, kind, numbers, i, k, count, like):
+    """The class weight of each row's target; anything where it has none."""
+    if kind != CLASS_INDEX or weight.shape[0] == 0:
+        return broadcast(1.0, like)
+    for c in range(count):
+        label = np.int64(t[i, k + c])
+        numbers[c] = weight[label] if 0 <= label < weight.shape[0] else 1.0
+    return load(numbers, 0, like)
+
+
+@inline
+def row_factors(upstream, own_factor, numbers, i, k, count, like):
+    """What the gradient of each row is multiplied by."""
+    if upstream.shape[0] == 0:
+        return broadcast(own_factor, like)
+    for c in range(count):
+        numbers[c] = upstream[i, k + c]
+    return load(numbers, 0, like)
+
+
+@inline
+def scale_of_rows(m):
+    """(m, `scale_of` m, `scaled_exp` of m), m NaN where it is infinite."""
+    m = m + (m - m)
+    scale = scale_of(m)
+    return m, scale, scaled_exp(m, scale)
+
+
+@inline
+def row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like):
+    """(sum of all exponentials, r, mass on the target alone, what `row_loss` is made of with r for log1p(r)).
+
+    x_t and own are of the target, or else of one class that attains the maximum m; `rest` is the sum of the others.
+    """
+    kind, _, _, _, share, _ = mode
+    norm = rest + own
+    r = where(x_t == m, rest, norm - exp_max) * inverse
+    kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
+    if kind == NO_TARGET:
+        return norm, r, kept, m, broadcast(1.0, like), r
+    idle = without_class(labels)
+    fixed = where(labelled(labels, OUTSIDE), np.nan, broadcast(0.0, like))  # the loss of a row without a target
+    whole = where(idle, fixed, add_gap(gap, kept, m, x_t))
+    return norm, r, kept, whole, where(idle, 0.0, kept + mass), where(idle, 0.0, r)
+
+
+@inline
+def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass):
+    """(a, a / norm, what is written at the target): what a row's gradient is made of."""
+    kind, _, _, _, _, uniform = mode
+    a = kept + mass
+    spread = uniform * w_t  # what smoothing leaves on the target
+    at_target = factor * target_gradient(rest, own, norm, a, kept + spread, mass - spread)
+    if kind == NO_TARGET:
+        at_target = exp_max / norm  # the product with 1 / norm can miss 1
+    return a, a / norm, at_target
