@@ -15,17 +15,17 @@ from nbloss.cpu.simd import (
     broadcast,
     first,
     fma,
-    gather,
     inline,
     lanes,
     lent_to,
     load,
+    load_one,
     maxima,
     maximum,
     prefetch,
     row_of,
-    scatter,
     store,
+    store_one,
     total,
     totals,
     where,
@@ -144,22 +144,22 @@ def _write_row(x, q, weight, out, mode, memory, k, start, like):
     classes, step = out.shape[0], lanes(like)
     last = classes - step
     if form == LOG_SOFTMAX:
-        m, log_norm = gather(memory, MAXIMUM + k, 1, like), gather(memory, LOG_NORM + k, 1, like)
+        m, log_norm = load_one(memory, MAXIMUM + k, like), load_one(memory, LOG_NORM + k, like)
         y = (load(x, last, like) - m) - log_norm  # before any of it is overwritten, where `out` is x
         for j in range(0, last, step):
             store(out, j, (load(x, j, like) - m) - log_norm)
         store(out, last, y)
         return
-    exp_max, at_target = gather(memory, EXP_MAX + k, 1, like), gather(memory, AT_TARGET + k, 1, like)
-    factor, slope = gather(memory, FACTOR + k, 1, like), gather(memory, SLOPE + k, 1, like)
+    exp_max, at_target = load_one(memory, EXP_MAX + k, like), load_one(memory, AT_TARGET + k, like)
+    factor, slope = load_one(memory, FACTOR + k, like), load_one(memory, SLOPE + k, like)
     if kind == NO_TARGET:
         for at in range(0, classes, step):
             j = min(at, last)
             e = load(memory, start + j, like)
             store(out, j, where(e == exp_max, at_target, slope * e))
     elif kind == PROBABILITIES or (uniform != 0.0 and weight.shape[0]):
-        a, r = gather(memory, A + k, 1, like), gather(memory, R + k, 1, like)
-        inverse = gather(memory, INVERSE + k, 1, like)
+        a, r = load_one(memory, A + k, like), load_one(memory, R + k, like)
+        inverse = load_one(memory, INVERSE + k, like)
         for at in range(0, classes, step):
             j = min(at, last)
             e = load(memory, start + j, like)
@@ -205,8 +205,8 @@ def groups(operands, mode, unit, like, scratch):
         labels = row_labels(t, classes, mode, copied, i, low, count, like)
         inverse = 1.0 / exp_max
         for k in range(count):
-            taken, lowest = gather(memory, TAKEN + k, 1, like), gather(memory, LOWEST + k, 1, like)
-            scale = (some_large, taken, lowest, gather(memory, ROUND_TO + k, 1, like))
+            taken, lowest = load_one(memory, TAKEN + k, like), load_one(memory, LOWEST + k, like)
+            scale = (some_large, taken, lowest, load_one(memory, ROUND_TO + k, like))
             row, other = row_of(x, i, low + k), row_of(x, i, min(low + k + step, stop - 1))
             top = _row_exps(memory, exps + k * classes, row, scale, other, row_of(q, i, low + k), ahead, like)
             store(memory, FOLDED + k * step, top)
@@ -219,11 +219,12 @@ def groups(operands, mode, unit, like, scratch):
         own, x_t, gap, mass = exp_max, m, zero, broadcast(row_mass, like)
         if kind == CLASS_INDEX:
             for k in range(count):
-                label = max(label_at(memory, LABEL + k), 0)
+                label = label_at(memory, LABEL + k)
+                label = label if label > 0 else np.int64(0)
                 at = exps + k * classes + label
-                scatter(memory, OWN + k, 1, gather(memory, at, 1, like))
-                scatter(memory, X_T + k, 1, gather(row_of(x, i, low + k), label, 1, like))
-                scatter(memory, at, 1, zero)
+                store_one(memory, OWN + k, load_one(memory, at, like))
+                store_one(memory, X_T + k, load_one(row_of(x, i, low + k), label, like))
+                store_one(memory, at, zero)
             own, x_t = load(memory, OWN, like), load(memory, X_T, like)
         if every:
             own = zero
@@ -233,13 +234,13 @@ def groups(operands, mode, unit, like, scratch):
             rest = totals(memory, FOLDED, like)
         else:
             for k in range(count):
-                found = _row_rest(memory, exps + k * classes, classes, gather(memory, EXP_MAX + k, 1, like), like)
+                found = _row_rest(memory, exps + k * classes, classes, load_one(memory, EXP_MAX + k, like), like)
                 store(memory, FOLDED + k * step, found[0])
                 store(memory, other_folded + k * step, found[1])
             rest = totals(memory, FOLDED, like) + (totals(memory, other_folded, like) - 1.0) * exp_max
         if kind == PROBABILITIES or uniform != 0.0:
             for k in range(count):
-                row, m_k = row_of(x, i, low + k), gather(memory, MAXIMUM + k, 1, like)
+                row, m_k = row_of(x, i, low + k), load_one(memory, MAXIMUM + k, like)
                 found = _dense_sums(row, row_of(q, i, low + k), weight, mode, m_k, like)
                 store(memory, FOLDED + k * step, found[0])
                 store(memory, other_folded + k * step, found[1])
@@ -284,7 +285,7 @@ def groups(operands, mode, unit, like, scratch):
                     row, other = row_of(x, i, low + k), row_of(q, i, low + k)
                     _write_row(row, other, weight, target, mode, memory, k, exps + k * classes, like)
                     if kind == CLASS_INDEX:
-                        scatter(target, label, 1, gather(memory, AT_TARGET + k, 1, like))
+                        store_one(target, label, load_one(memory, AT_TARGET + k, like))
             if by_line:
                 written = write_lines(values, as_line(out[i]), written, end, low + count < stop, like)
         m, exp_max, some_large = following

@@ -14,6 +14,7 @@ from nbloss.cpu.arithmetic import (
     broadcast_value,
     call,
     compiled_raw,
+    in_all_lanes,
     llvm_vector,
     nothing,
     processor_has,
@@ -143,6 +144,20 @@ def masked(builder, kind, stored, args, ret):
     return call(builder, f"llvm.masked.{kind}.{suffix}.p0", ret, *args)
 
 
+def load_one(a, i, like):
+    """a[i] in every lane."""
+    return np.full(lanes(like), decoded(np.asarray(a[i : i + 1]))[0], type(like))
+
+
+@compiled_raw(load_one, lambda a, i, like: Vec(like))
+def _(context, builder, sig, args):
+    vt = llvm_vector(sig.return_type)
+    element, _ = storage(sig.args[0])
+    item = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], element))
+    item.align = 1
+    return decode(builder, sig.args[0].dtype, in_all_lanes(builder, item, ir.VectorType(element, vt.count)), vt)
+
+
 def store(a, i, value):
     """Store a vector into the unit-stride array `a` at i; any alignment."""
     a[i : i + len(value)] = encoded(value, a.dtype)
@@ -160,6 +175,19 @@ def _emit_store(context, builder, sig, args, align):
     instruction = builder.store(value, pointer)
     instruction.align = align
     return instruction
+
+
+def store_one(a, i, value):
+    """a[i] = the first lane."""
+    a[i] = encoded(value[:1], a.dtype)[0]
+
+
+@compiled_raw(store_one, nothing)
+def _(context, builder, sig, args):
+    value = encode(builder, sig.args[0].dtype, args[2])
+    item = builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+    builder.store(item, pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], item.type)).align = 1
+    return context.get_dummy_value()
 
 
 def stream(a, i, value):

@@ -38,15 +38,6 @@ def mass_at(q, weight, mode, j, count, like):
 
 
 @inline
-def dense_mass(q, weight, mode, classes, like):
-    """sum_j q_j over the dense part of a row's target mass."""
-    mass = broadcast(0.0, np.float64(0.0))
-    for j in range(0, classes, lanes(like)):
-        mass = add_wide(mass, mass_at(q, weight, mode, j, min(lanes(like), classes - j), like))
-    return total(mass)
-
-
-@inline
 def dense_gap(x, q, weight, mode, m, like):
     """(sum_j q_j (m - x_j), sum_j q_j) over the dense part; the latter for probabilities only."""
     n, step = x.shape[0], lanes(like)

@@ -11,7 +11,6 @@ from nbloss.cpu.simd import (
     aligned_at,
     broadcast,
     first_lane,
-    gather,
     inline,
     is_single,
     lane,
@@ -19,6 +18,7 @@ from nbloss.cpu.simd import (
     largest,
     load,
     load_first,
+    load_one,
     maximum,
     only,
     prefetch,
@@ -193,7 +193,7 @@ def _row(operands, mode, i, top, following, scratch, like):
             if form != LOSS_ONLY:
                 fill_row(out[i, :, 0], 0.0, like)
             return 0.0, 0.0, 0.0, 0.0, 0.0 if target == ignore else NAN, 0.0, type(like)(NAN)
-        x_t = lane(gather(row, target, 1, like), 0)
+        x_t = lane(load_one(row, target, like), 0)
         if weight.shape[0]:
             w_t = weight[target]
         kept = share * w_t
@@ -203,7 +203,7 @@ def _row(operands, mode, i, top, following, scratch, like):
     m, left_out, scale, exp_max, rest, top = _row_sum(row, q[i, :, 0], top, target, following, exps, kind, form, like)
     norm, own = rest, 0.0
     if left_out >= 0:
-        v = gather(row, left_out, 1, like)
+        v = load_one(row, left_out, like)
         own = np.float64(lane(scaled_exp(v, scale), 0))
         norm = rest + own
         r = (rest if lane(v, 0) == lane(m, 0) else norm - exp_max) / exp_max

@@ -15,9 +15,21 @@ from nbloss.cpu.groups import FOLDED, groups
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
 from nbloss.cpu.picks import picks
-from nbloss.cpu.results import dense_mass
 from nbloss.cpu.rows import rows
-from nbloss.cpu.simd import VECTOR_BYTES, allocated, borrowed, inline, lanes, lent_to, side_by_side, sums_of_pairs
+from nbloss.cpu.simd import (
+    VECTOR_BYTES,
+    add_wide,
+    allocated,
+    borrowed,
+    broadcast,
+    inline,
+    lanes,
+    lent_to,
+    side_by_side,
+    sums_of_pairs,
+    take,
+    total,
+)
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.problem import Array
@@ -69,7 +81,7 @@ def _driver(chunk):
         own_factor = np.float64(factor) / divisor if mean else factor
         mass = 0.0
         if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
-            mass = dense_mass(q[0, :, 0], weight, mode, x.shape[1], like)
+            mass = np.float64(uniform) * _weight_of_classes(weight, x.shape[1], like)
         part = allocated(stop_block - first_block)
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
@@ -85,10 +97,10 @@ def _driver(chunk):
                 value_sum += chunk(operands, mode, unit, like, scratch)
             # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
             part[block - first_block] = value_sum + 0 * memory.size
-        total = 0.0
+        value_sum = 0.0
         for k in range(part.size):
-            total += part[k]
-        return float(total), float(bad), float(divisor)  # no NumPy scalars where this runs as Python
+            value_sum += part[k]
+        return float(value_sum), float(bad), float(divisor)  # no NumPy scalars where this runs as Python
 
     return driver
 
@@ -189,6 +201,16 @@ def prepare(
     layout = layout_of(views, kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room)
     constants = (layout, share, uniform, like)
     return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements)
+
+
+@inline
+def _weight_of_classes(weight, classes, like):
+    if weight.shape[0] == 0:
+        return np.float64(classes)
+    weight_sum = broadcast(0.0, np.float64(0.0))
+    for j in range(0, classes, lanes(like)):
+        weight_sum = add_wide(weight_sum, take(weight, j, min(lanes(like), classes - j), 0.0, like))
+    return total(weight_sum)
 
 
 # --- labels -------------------------------------------------------------------------------------------------
