@@ -89,12 +89,12 @@ def tiles(operands, mode, unit, like, scratch):
         else:
             for j in range(classes):
                 read_into(tile, j * lead, x[i, j], low, high, like)
+            m = broadcast(NEG_INF, like)
+            for j in range(classes):
+                m = maximum(load(tile, j * lead, like), m)
         for k in range(low, high, step):
-            if not lined_up:
-                m = broadcast(NEG_INF, like)
-                for j in range(classes):
-                    m = maximum(load(tile, j * lead + k - low, like), m)
             known = _tile_column(operands, mode, m, like, scratch, i, k, min(step, high - k), k - low, lead)
+            m = known[3]
             at = facts_at + FACTS * (k - start)
             store(tile, at, known[0])
             store(tile, at + step, known[1])
@@ -134,7 +134,8 @@ def _losses(loss, tile, facts_at, i, start, stop, like):
 def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     """One vector of rows with maxima m: its classes lie at tile[at], tile[at + lead], …, where the result is left.
 
-    Returns what `row_loss` is made of, with r in place of log1p(r).
+    Returns what `row_loss` is made of, with r in place of log1p(r), and the maxima of the vector beside it in the tile:
+    found in a loop of their own, 16 x 21 x 256 x 256 took 1.1 times as long.
     """
     x, t, q, weight, upstream, _, _ = operands
     kind, form, _, _, _, uniform = mode
@@ -152,10 +153,12 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         ahead, ahead_step = k + lead, x.strides[1] // x.itemsize
     # Sums leave out the target, or else all classes that attain the maximum.
     rest = gap = mass = x_t = ties = zero
+    beside = broadcast(NEG_INF, like)
     for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
         rest_block = gap_block = mass_block = zero
         for j in range(block, min(block + 64, classes)):
             v = load(tile, j * lead + at, like)
+            beside = maximum(load(tile, j * lead + at + lanes(like), like), beside)
             prefetch(x[i, 0], ahead + j * ahead_step)
             e = scaled_exp(v, scale)
             if form == GRADIENT:
@@ -207,4 +210,4 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
                 y = where(e == exp_max, at_target, y)
             store(tile, j * lead + at, y)
 
-    return whole, a_of_loss, r_of_loss
+    return whole, a_of_loss, r_of_loss, beside
