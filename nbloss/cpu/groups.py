@@ -189,6 +189,7 @@ def groups(operands, mode, unit, like, scratch):
     stop = min(start + per_unit, x.shape[2])
     other_folded = FOLDED + step * step
     exps = other_folded + (step + 2) * step
+    lead = (classes + step - 1) // step * step
     ahead = 2 * step * (x.strides[2] // x.itemsize)
     # By whole lines, see ``tiles``: finished rows lie from two vectors before the exponentials on, where one vector may
     # wait for the rest of its line, and where none is written over an exponential that is still needed.
@@ -208,7 +209,7 @@ def groups(operands, mode, unit, like, scratch):
             taken, lowest = load_one(memory, TAKEN + k, like), load_one(memory, LOWEST + k, like)
             scale = (some_large, taken, lowest, load_one(memory, ROUND_TO + k, like))
             row, other = row_of(x, i, low + k), row_of(x, i, min(low + k + step, stop - 1))
-            top = _row_exps(memory, exps + k * classes, row, scale, other, row_of(q, i, low + k), ahead, like)
+            top = _row_exps(memory, exps + k * lead, row, scale, other, row_of(q, i, low + k), ahead, like)
             store(memory, FOLDED + k * step, top)
         following = _scale_of_group(memory, count, like)  # here, where nothing waits for it
         store(memory, MAXIMUM, m)
@@ -221,7 +222,7 @@ def groups(operands, mode, unit, like, scratch):
             for k in range(count):
                 label = label_at(memory, LABEL + k)
                 label = label if label > 0 else np.int64(0)
-                at = exps + k * classes + label
+                at = exps + k * lead + label
                 store_one(memory, OWN + k, load_one(memory, at, like))
                 store_one(memory, X_T + k, load_one(row_of(x, i, low + k), label, like))
                 store_one(memory, at, zero)
@@ -230,11 +231,11 @@ def groups(operands, mode, unit, like, scratch):
             own = zero
         if kind == CLASS_INDEX or every:
             for k in range(count):
-                store(memory, FOLDED + k * step, _row_sum(memory, exps + k * classes, classes, like))
+                store(memory, FOLDED + k * step, _row_sum(memory, exps + k * lead, classes, like))
             rest = totals(memory, FOLDED, like)
         else:
             for k in range(count):
-                found = _row_rest(memory, exps + k * classes, classes, load_one(memory, EXP_MAX + k, like), like)
+                found = _row_rest(memory, exps + k * lead, classes, load_one(memory, EXP_MAX + k, like), like)
                 store(memory, FOLDED + k * step, found[0])
                 store(memory, other_folded + k * step, found[1])
             rest = totals(memory, FOLDED, like) + (totals(memory, other_folded, like) - 1.0) * exp_max
@@ -283,7 +284,7 @@ def groups(operands, mode, unit, like, scratch):
                         store(target, min(at, classes - step), zero)
                 else:
                     row, other = row_of(x, i, low + k), row_of(q, i, low + k)
-                    _write_row(row, other, weight, target, mode, memory, k, exps + k * classes, like)
+                    _write_row(row, other, weight, target, mode, memory, k, exps + k * lead, like)
                     if kind == CLASS_INDEX:
                         store_one(target, label, load_one(memory, AT_TARGET + k, like))
             if by_line:
