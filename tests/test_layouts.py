@@ -111,7 +111,7 @@ def test_pointwise(rng, layout, shape, dtype):
 @pytest.mark.parametrize(
     "dtype", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4", ">u8"]
 )
-@pytest.mark.parametrize("shape", [(30, 2), (5, 400)])
+@pytest.mark.parametrize("shape", [(30, 2), (5, 100), (5, 400)])
 def test_label_dtypes(rng, dtype, shape):
     x = rng.standard_normal(shape)
     labels = rng.integers(0, 2, shape[0])
