@@ -248,7 +248,7 @@ def groups(operands, mode, unit, like, scratch):
             gap = totals(memory, FOLDED, like)
             if kind == PROBABILITIES:
                 mass = totals(memory, other_folded, like)
-        w_t = row_weights(t, weight, kind, numbers, i, low, count, like)
+        w_t = row_weights(labels, weight, kind, numbers, count, like)
         found = row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like)
         norm, r, kept, whole, a_of_loss, r_of_loss = found
         log_norm = log1p(r_of_loss)

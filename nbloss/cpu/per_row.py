@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from nbloss.cpu.labels import OUTSIDE, labelled, load_labels, without_class
-from nbloss.cpu.simd import broadcast, inline, lanes, load, where
+from nbloss.cpu.labels import OUTSIDE, label_at, labelled, load_labels, without_class
+from nbloss.cpu.simd import broadcast, inline, lanes, load, load_one, store, store_one, where
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, add_gap, target_gradient
 from nbloss.cpu.vecmath import scale_of, scaled_exp
 
@@ -22,13 +22,14 @@ def row_labels(t, classes, mode, copied, i, k, count, like):
 
 
 @inline
-def row_weights(t, weight, kind, numbers, i, k, count, like):
+def row_weights(labels, weight, kind, numbers, count, like):
     """The class weight of each row's target; anything where it has none."""
     if kind != CLASS_INDEX or weight.shape[0] == 0:
         return broadcast(1.0, like)
+    store(numbers, 0, labels)
     for c in range(count):
-        label = np.int64(t[i, k + c])
-        numbers[c] = weight[label] if 0 <= label < weight.shape[0] else 1.0
+        label = label_at(numbers, c)
+        store_one(numbers, c, load_one(weight, label if label > 0 else np.int64(0), like))
     return load(numbers, 0, like)
 
 

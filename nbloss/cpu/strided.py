@@ -135,10 +135,23 @@ def write_from(values, at, out, start, stop, nontemporal, like):
 def write_lines(values, out, start, stop, more, like):
     """out[start:stop] = values, past the caches; but what is left of the last line, if there is `more` to come.
 
-    That is put at the front of `values`. Returns how far `out` is written.
+    That is put at the front of `values`. Returns how far `out`, whose elements lie side by side, is written.
     """
+    step, aligned = lanes(like), aligned_at(out, like)
     if more:
-        stop -= (stop - aligned_at(out, like)) % lanes(like)
-    write_from(values, np.int64(0), out, start, stop, True, like)
+        stop -= (stop - aligned) % step
+    k = start
+    count = min((aligned - start) % step, stop - start)
+    if count:  # a line that begins before `out`
+        store_first(out, k, count, load_first(values, 0, count, 0.0, like))
+        k += count
+    while k + step <= stop:
+        if aligned < 0:
+            store(out, k, load(values, k - start, like))
+        else:
+            stream(out, k, load(values, k - start, like))
+        k += step
+    if k < stop:
+        store_first(out, k, stop - k, load_first(values, k - start, stop - k, 0.0, like))
     store(values, 0, load(values, stop - start, like))
     return stop

@@ -183,7 +183,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     else:
         rest = rest + (ties - 1.0) * exp_max
         x_t = m
-    w_t = row_weights(t, weight, kind, numbers, i, k, count, like)
+    w_t = row_weights(labels, weight, kind, numbers, count, like)
     facts = row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like)
     norm, r, kept, whole, a_of_loss, r_of_loss = facts
 
