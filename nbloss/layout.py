@@ -13,7 +13,7 @@ import numpy as np
 
 from nbloss.problem import Array
 
-ROWS_FROM = 400  # classes from which rows are done one after the other; of fewer, several at a time
+ROWS_FROM = 400  # classes from which the CPU does rows one after the other; of fewer, several at a time
 LANES = 16  # rows that a tile wants side by side
 
 
@@ -43,7 +43,7 @@ def rowwise_pieces(
 ) -> Iterator[tuple[bool, list[Array], list[Array]]]:
     """Views (outer, classes, inner) of arrays with a class axis, and (outer, inner) of arrays without it.
 
-    The first item of a piece says whether its rows, of many classes, are done one after the other (inner is 1).
+    The first item of a piece says whether its rows, of `rows_from` classes or more, are one dimension (inner is 1).
     """
     classes = per_class[0].shape[axis]
     along = classes >= rows_from and all(a.strides[axis] == a.itemsize for a in per_class)

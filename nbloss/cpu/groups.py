@@ -2,7 +2,7 @@
 
 Vectors run along the classes, which lie side by side, as in ``rows``; what is one number a row is worked out for the
 whole group, as in ``tiles``. So short rows are neither transposed nor waited for one by one. The last vector of a row
-ends with it, over the one before where need be: none is there in part.
+ends with it, over a part of the one before where need be: no vector is partial.
 """
 
 import numpy as np
@@ -216,7 +216,7 @@ def groups(operands, mode, unit, like, scratch):
         store(memory, EXP_MAX, exp_max)
         store(memory, LABEL, labels)
 
-        # Sums leave out the target, or else all classes that attain the maximum; a softmax needs all.
+        # Sums leave out the target, or else all classes that attain the maximum. A softmax needs all, and has no loss.
         own, x_t, gap, mass = exp_max, m, zero, broadcast(row_mass, like)
         if kind == CLASS_INDEX:
             for k in range(count):

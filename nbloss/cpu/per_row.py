@@ -71,7 +71,7 @@ def row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass,
 
 @inline
 def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass):
-    """(a, a / norm, what is written at the target): what a row's gradient is made of."""
+    """(a, a / norm, what is written at the target, or else where the maximum is): what a row's gradient is made of."""
     kind, _, _, _, _, uniform = mode
     a = kept + mass
     spread = uniform * w_t  # what smoothing leaves on the target

@@ -43,8 +43,8 @@ WIDEST, TILE_BYTES = 32, (1 << 17) - 1
 USUAL, LARGE_TILE_BYTES = 8, 1 << 22
 # Of rows whose classes lie side by side, a unit is LINED_UP vectors, through a tile of one.
 LINED_UP = 8
-# Rows of so many bytes or more, whose classes lie side by side, are done in groups: 65 classes take 1.08 times as long
-# as in tiles, but 72 take 0.93 of the time, 128 take 0.8, and 200 in float64 0.77.
+# Rows of so many bytes or more, in the type that is computed in, whose classes lie side by side, are done in groups: 65
+# classes take 1.08 times as long as in tiles, but 72 take 0.93 of the time, 128 take 0.8, and 200 in float64 0.77.
 GROUPS_FROM = 288
 # So many of their elements are a unit: a quarter of it, and 16384 x 100 took 1.04 times as long.
 GROUPED = 1 << 15
@@ -178,6 +178,7 @@ def prepare(
     outer, classes, inner = x.shape
     step = VECTOR_BYTES // weight.itemsize
     per_unit = breadth = room = 0
+    whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
         kernel, units, unit_elements = PICKS, outer * inner, 1
     elif along:
@@ -188,7 +189,7 @@ def prepare(
     elif classes * weight.itemsize >= GROUPS_FROM and _are_side_by_side(x, q, out):
         per_unit = max(GROUPED // (classes * step), 1) * step
         room = FOLDED + (3 * step + 2 + classes) * step
-        kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * per_unit
+        kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)
     else:
         per_unit, breadth = LINED_UP, 1
         if x.strides[2] == x.itemsize and inner > step:
@@ -198,7 +199,7 @@ def prepare(
         lead = per_unit * step
         room = (classes + step) * (breadth | 1) * step  # whole blocks of (step, step) are transposed
         room += FACTS * lead + ((classes + 1) * step if nontemporal and breadth == 1 else 0)
-        kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * lead
+        kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * min(lead, whole)
     share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
     layout = layout_of(views, kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room)
     constants = (layout, share, uniform, like)

@@ -135,7 +135,8 @@ def write_from(values, at, out, start, stop, nontemporal, like):
 def write_lines(values, out, start, stop, more, like):
     """out[start:stop] = values, past the caches; but what is left of the last line, if there is `more` to come.
 
-    That is put at the front of `values`. Returns how far `out`, whose elements lie side by side, is written.
+    That is put at the front of `values`. Returns how far `out`, whose elements lie side by side, is written. There is a
+    vector or more to write; what follows it in `values` may be read.
     """
     step, aligned = lanes(like), aligned_at(out, like)
     if more:

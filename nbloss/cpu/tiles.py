@@ -134,8 +134,8 @@ def _losses(loss, tile, facts_at, i, start, stop, like):
 def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     """One vector of rows with maxima m: its classes lie at tile[at], tile[at + lead], …, where the result is left.
 
-    Returns what `row_loss` is made of, with r in place of log1p(r), and the maxima of the vector beside it in the tile:
-    found in a loop of their own, 16 x 21 x 256 x 256 took 1.1 times as long.
+    Returns what `row_loss` is made of, with r in place of log1p(r), and the maxima of the vector beside it in the tile,
+    or anything for the last one: found in a loop of their own, 16 x 21 x 256 x 256 took 1.1 times as long.
     """
     x, t, q, weight, upstream, _, _ = operands
     kind, form, _, _, _, uniform = mode
