@@ -38,6 +38,11 @@ def pointwise_pieces(arrays: Sequence[Array]) -> Iterator[tuple[Array, ...]]:
         yield tuple(a[index] for a in turned)
 
 
+def are_side_by_side(arrays: Sequence[Array], axis: int) -> bool:
+    """Whether the elements along an axis are, in each of the arrays."""
+    return all(a.strides[axis] == a.itemsize for a in arrays)
+
+
 def rowwise_pieces(
     axis: int, per_class: Sequence[Array], per_row: Sequence[Array], rows_from: int = ROWS_FROM
 ) -> Iterator[tuple[bool, list[Array], list[Array]]]:
@@ -46,7 +51,7 @@ def rowwise_pieces(
     The first item of a piece says whether its rows, of `rows_from` classes or more, are one dimension (inner is 1).
     """
     classes = per_class[0].shape[axis]
-    along = classes >= rows_from and all(a.strides[axis] == a.itemsize for a in per_class)
+    along = classes >= rows_from and are_side_by_side(per_class, axis)
     if axis == 1 and per_class[0].ndim == 2:  # the usual case, without the detours that other cases need
         if along:
             yield True, [a[:, :, None] for a in per_class], [a[:, None] for a in per_row]

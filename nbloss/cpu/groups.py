@@ -9,6 +9,7 @@ import numpy as np
 
 from nbloss.cpu.labels import label_at
 from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights, scale_of_rows
+from nbloss.cpu.results import mass_at
 from nbloss.cpu.simd import (
     add_wide,
     as_line,
@@ -102,24 +103,14 @@ def _row_rest(exps, start, classes, exp_max, like):
 
 
 @inline
-def _mass_at(q, weight, mode, j, like):
-    """Dense target mass of a vector of classes."""
-    kind, _, _, _, share, uniform = mode
-    mass = broadcast(uniform, like)
-    if kind == PROBABILITIES:
-        mass = fma(share, load(q, j, like), mass)
-    return mass * load(weight, j, like) if weight.shape[0] else mass
-
-
-@inline
 def _dense_sums(x, q, weight, mode, m, like):
     """(sum_j q_j (m - x_j), sum_j q_j) over the dense part of a row's target mass, by lanes."""
     classes, step = x.shape[0], lanes(like)
     last = classes - step
-    mass = where(first(-classes % step, m), 0.0, _mass_at(q, weight, mode, last, like))
+    mass = where(first(-classes % step, m), 0.0, mass_at(q, weight, mode, last, step, like))
     gap = add_gap(broadcast(0.0, like), mass, m, load(x, last, like))
     for j in range(0, last, step):
-        mass_j = _mass_at(q, weight, mode, j, like)
+        mass_j = mass_at(q, weight, mode, j, step, like)
         gap = add_gap(gap, mass_j, m, load(x, j, like))
         mass = mass + mass_j
     return gap, mass
@@ -163,7 +154,7 @@ def _write_row(x, q, weight, out, mode, memory, k, start, like):
         for at in range(0, classes, step):
             j = min(at, last)
             e = load(memory, start + j, like)
-            mass = _mass_at(q, weight, mode, j, like)
+            mass = mass_at(q, weight, mode, j, step, like)
             y = slope * e - mass
             if kind == PROBABILITIES:
                 y = dense_gradient(e * inverse, e == exp_max, mass, a, r)

@@ -32,6 +32,7 @@ from nbloss.cpu.simd import (
 )
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
+from nbloss.layout import are_side_by_side
 from nbloss.problem import Array
 
 NUMBERS = (0,) * 9  # as many as follow the layout of the operands
@@ -152,11 +153,6 @@ def operands(
     )
 
 
-def _are_side_by_side(*arrays: Array) -> bool:
-    """Whether the classes are, in each array that there is."""
-    return all(a.strides[1] == a.itemsize for a in arrays if a.size)
-
-
 def prepare(
     along: bool,
     normalized: bool,
@@ -186,7 +182,7 @@ def prepare(
         if classes <= SHORT * step:
             per_unit, room = HEIGHT, classes + step
         kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
-    elif classes * weight.itemsize >= GROUPS_FROM and _are_side_by_side(x, q, out):
+    elif classes * weight.itemsize >= GROUPS_FROM and are_side_by_side((x, q, out) if out.size else (x, q), 1):
         per_unit = max(GROUPED // (classes * step), 1) * step
         room = FOLDED + (3 * step + 2 + classes) * step
         kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)

@@ -105,30 +105,37 @@ def read_into(values, at, a, start, stop, like):
 
 
 @inline
-def write_from(values, at, out, start, stop, nontemporal, like):
-    """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
+def _write_side_by_side(values, at, out, start, stop, nontemporal, like):
+    """`write_from` for the unit stride."""
     step = lanes(like)
     at -= start
     i = start
+    aligned = aligned_at(out, like) if nontemporal else -1
+    if aligned >= 0:
+        count = min((aligned - start) % step, stop - start)
+        if count:
+            store_first(out, i, count, load_first(values, at + i, count, 0.0, like))
+            i += count
+    whole = i + (stop - i) // step * step
+    if aligned >= 0:
+        for k in range(i, whole, step):
+            stream(out, k, load(values, at + k, like))
+    else:
+        for k in range(i, whole, step):
+            store(out, k, load(values, at + k, like))
+    if whole < stop:
+        store_first(out, whole, stop - whole, load_first(values, at + whole, stop - whole, 0.0, like))
+
+
+@inline
+def write_from(values, at, out, start, stop, nontemporal, like):
+    """out[start:stop] = values[at:], past the caches where whole vectors of `out` are aligned for it."""
     if out.strides[0] == out.itemsize:
-        aligned = aligned_at(out, like) if nontemporal else -1
-        if aligned >= 0:
-            count = min((aligned - start) % step, stop - start)
-            if count:
-                store_first(out, i, count, load_first(values, at + i, count, 0.0, like))
-                i += count
-        whole = i + (stop - i) // step * step
-        if aligned >= 0:
-            for k in range(i, whole, step):
-                stream(out, k, load(values, at + k, like))
-        else:
-            for k in range(i, whole, step):
-                store(out, k, load(values, at + k, like))
-        i = whole
-    while i < stop:
-        count = min(step, stop - i)
-        write(out, i, count, take(values, at + i, count, 0.0, like), like)
-        i += count
+        _write_side_by_side(values, at, out, start, stop, nontemporal, like)
+    else:
+        for k in range(start, stop, lanes(like)):
+            count = min(lanes(like), stop - k)
+            scatter(out, k, count, take(values, at - start + k, count, 0.0, like))
 
 
 @inline
@@ -138,21 +145,8 @@ def write_lines(values, out, start, stop, more, like):
     That is put at the front of `values`. Returns how far `out`, whose elements lie side by side, is written. There is a
     vector or more to write; what follows it in `values` may be read.
     """
-    step, aligned = lanes(like), aligned_at(out, like)
     if more:
-        stop -= (stop - aligned) % step
-    k = start
-    count = min((aligned - start) % step, stop - start)
-    if count:  # a line that begins before `out`
-        store_first(out, k, count, load_first(values, 0, count, 0.0, like))
-        k += count
-    while k + step <= stop:
-        if aligned < 0:
-            store(out, k, load(values, k - start, like))
-        else:
-            stream(out, k, load(values, k - start, like))
-        k += step
-    if k < stop:
-        store_first(out, k, stop - k, load_first(values, k - start, stop - k, 0.0, like))
+        stop -= (stop - aligned_at(out, like)) % lanes(like)
+    _write_side_by_side(values, np.int64(0), out, start, stop, True, like)
     store(values, 0, load(values, stop - start, like))
     return stop
