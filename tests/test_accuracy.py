@@ -99,7 +99,7 @@ def test_a_common_offset_changes_nothing(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 20), (20, 20), (20, 100), (3, 500), (3, 9000)])
+@pytest.mark.parametrize("shape", [(3, 20), (20, 20), (20, 100), (3, 300), (3, 500), (3, 9000)])
 def test_offsets_of_single_rows(rng, dtype, shape):
     """Each row keeps its digits, whatever the size of its neighbours."""
     shape = (shape[0], few(shape[1], 1200))

@@ -19,6 +19,7 @@ ROW_SHAPES = [  # (shape, class axis): few and many classes, with and without di
     ((3, 5), 0),
     ((37, 10), -1),
     ((37, 100), 1),
+    ((4, 300), 1),
     ((4, 500), 1),
     ((3, few(5000, 700)), 1),
     ((2, 6, 33), 1),
@@ -76,7 +77,9 @@ def test_cross_entropy(backend, rng, shape, axis, kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["index", "probabilities"])
-@pytest.mark.parametrize(("shape", "axis"), [((37, 10), 1), ((20, 100), 1), ((4, 500), 1), ((2, 6, 33), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((37, 10), 1), ((20, 100), 1), ((4, 300), 1), ((4, 500), 1), ((2, 6, 33), 1)]
+)
 def test_cross_entropy_of_every_dtype(backend, rng, dtype, kind, shape, axis):
     x, target, grad_output = row_case(rng, shape, axis, dtype, kind, "none")
     options = {"axis": axis, "reduction": "none", "label_smoothing": 0.1}
