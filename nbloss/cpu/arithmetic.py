@@ -19,7 +19,7 @@ def processor_has(feature):
     return f"+{feature}" in features.split(",")
 
 
-HAS_AVX512 = processor_has("avx512f")
+HAS_AVX, HAS_AVX512 = processor_has("avx"), processor_has("avx512f")
 
 
 class Vec(types.Type):

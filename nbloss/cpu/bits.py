@@ -7,7 +7,18 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import FLOAT, avx512, compiled, compiled_raw, in_all_lanes, ints, vector_of_ints
+from nbloss.cpu.arithmetic import (
+    FLOAT,
+    HAS_AVX,
+    HAS_AVX512,
+    avx512,
+    call,
+    compiled,
+    compiled_raw,
+    in_all_lanes,
+    ints,
+    vector_of_ints,
+)
 
 
 def _bits(x):
@@ -22,17 +33,6 @@ def _mantissa_bits(vt_or_array):
     return 23 if single else 52
 
 
-def shifted_to_exponent(x):
-    """The low bits of x moved to the exponent field: 2^n for an x whose low bits hold n + bias."""
-    return (_bits(x) << _mantissa_bits(x)).view(x.dtype)
-
-
-@compiled(shifted_to_exponent)
-def _(builder, x):
-    bits = builder.bitcast(x, vector_of_ints(x.type))
-    return builder.bitcast(builder.shl(bits, ints(x.type, _mantissa_bits(x.type))), x.type)
-
-
 def _roots(count, dtype):
     """2^(k / count) for each k below count, and what rounding them has left out, relative to them."""
     with localcontext(Context(prec=40)):
@@ -41,11 +41,13 @@ def _roots(count, dtype):
         return np.array(rounded, dtype), np.array([(v - r) / r for v, r in zip(exact, rounded)], dtype)
 
 
-_ROOTS = {23: _roots(16, np.float32), 52: _roots(8, np.float64)}
+# Parts of a binade, whose powers of two are looked up: as many as one instruction finds in registers, or the whole.
+PARTS_32, PARTS_64 = (16, 8) if HAS_AVX512 else (4, 1) if HAS_AVX else (1, 1)
+_ROOTS = {23: _roots(PARTS_32, np.float32), 52: _roots(PARTS_64, np.float64)}
 
 
 def root_of_two(x):
-    """2^(k / n) and, relative to it, what rounding left out: for an x of n lanes with k + n·bias in its low bits."""
+    """2^(k / n) and, relative to it, what rounding left out: for x with k + n·bias in its low bits and n parts."""
     roots, left_out = _ROOTS[_mantissa_bits(x)]
     bits = _bits(x)
     place = bits & (len(roots) - 1)
@@ -53,20 +55,36 @@ def root_of_two(x):
     return (_bits(roots)[place] - _bits(roots)[0] + power).view(x.dtype), left_out[place]
 
 
+def _looked_up(builder, table, places):
+    """The integers of a table at the low bits of `places`."""
+    vt = places.type
+    if HAS_AVX512:
+        permute = f"permvar.{'si' if vt.count == 16 else 'di'}"
+        return avx512(builder, permute, vt, ir.Constant(vt, table.tolist()), places)
+    half, floats, i32 = (ir.VectorType(t, 8) for t in (vt.element, FLOAT[32], ir.IntType(32)))
+    entries = builder.bitcast(ir.Constant(half, table.tolist() * 2), floats)
+    undefined = ir.Constant(vt, ir.Undefined)
+    parts = (builder.shuffle_vector(places, undefined, ir.Constant(i32, list(range(k, k + 8)))) for k in (0, 8))
+    found = (call(builder, "llvm.x86.avx.vpermilvar.ps.256", floats, entries, part) for part in parts)
+    return builder.bitcast(
+        builder.shuffle_vector(*found, ir.Constant(ir.VectorType(i32.element, 16), list(range(16)))), vt
+    )
+
+
 @compiled_raw(root_of_two, lambda x: types.containers.UniTuple(x, 2))
 def _(context, builder, sig, args):
     (x,) = args
     vt = vector_of_ints(x.type)
     roots, left_out = _ROOTS[_mantissa_bits(x.type)]
-    shift = _mantissa_bits(x.type) - (vt.count.bit_length() - 1)
+    shift = _mantissa_bits(x.type) - (len(roots).bit_length() - 1)
     places = builder.bitcast(x, vt)
-    permute = f"permvar.{'si' if vt.count == 16 else 'di'}"
-    # Of a root, its mantissa less its place, which comes back with the exponent.
-    mantissas = _bits(roots) - _bits(roots)[0] - (np.arange(vt.count) << shift)
-    mantissa, rest = (
-        avx512(builder, permute, vt, ir.Constant(vt, table.tolist()), places) for table in (mantissas, _bits(left_out))
-    )
-    power = builder.add(mantissa, builder.shl(places, ints(x.type, shift)))
+    if len(roots) == 1:
+        power, rest = builder.shl(places, ints(x.type, shift)), ints(x.type, 0)
+    else:
+        # Of a root, its mantissa less its place, which comes back with the exponent.
+        mantissas = _bits(roots) - _bits(roots)[0] - (np.arange(len(roots)) << shift)
+        mantissa, rest = (_looked_up(builder, table, places) for table in (mantissas, _bits(left_out)))
+        power = builder.add(mantissa, builder.shl(places, ints(x.type, shift)))
     return context.make_tuple(builder, sig.return_type, [builder.bitcast(v, x.type) for v in (power, rest)])
 
 
