@@ -2,11 +2,10 @@
 
 import llvmlite.ir as ir
 import numpy as np
-from numba.core.typing.templates import signature
 
-from nbloss.cpu.arithmetic import Mask, Vec, compiled_raw, larger, llvm_vector, nothing
-from nbloss.cpu.lanes import lane_mask, lanes
-from nbloss.cpu.memory import decode, encode, masked, pointer_to, storage
+from nbloss.cpu.arithmetic import Vec, compiled_raw, larger, llvm_vector, nothing
+from nbloss.cpu.lanes import lanes
+from nbloss.cpu.memory import decode, either, encode, load_some, pointer_to, storage, store_some
 from nbloss.half import decoded, encoded
 
 
@@ -68,8 +67,6 @@ class _Block:
         self.element, self.size = storage(sig.args[2])
         self.stored = ir.VectorType(self.element, self.vt.count)
         self.array = context.make_array(sig.args[2])(context, builder, self.x)
-        like_count = signature(Mask(self.vec.lanes), sig.args[5], self.vec)
-        self.mask = lane_mask("<")(context, builder, like_count, [self.classes, None])
 
     def row(self, r):
         """Address of x[j, k + r]."""
@@ -94,19 +91,17 @@ def _(context, builder, sig, args):
     for r in range(block.vt.count):
         r = ir.Constant(i64, r)
         pointer = block.row(builder.select(builder.icmp_signed("<", r, last), r, last))
-        raw = masked(builder, "load", block.stored, [pointer, block.mask], block.stored)
+        raw = load_some(context, builder, pointer, block.stored, block.classes)
         vectors.append(decode(builder, sig.args[2].dtype, raw, block.vt))
     top, other = lowest, lowest  # of every second class: half as many wait for each other
     for c, vector in enumerate(_transpose(builder, vectors)):
-        before = builder.block
-        with builder.if_then(builder.icmp_signed("<", ir.Constant(i64, c), block.classes)):
+
+        def stored(c=c, vector=vector, other=other):
             builder.store(vector, block.column(c)).align = 4
-            larger_one = larger(builder, vector, other)
-            within = builder.block
-        merged = builder.phi(block.vt)
-        merged.add_incoming(other, before)
-        merged.add_incoming(larger_one, within)
-        top, other = merged, top
+            return larger(builder, vector, other)
+
+        is_there = builder.icmp_signed("<", ir.Constant(i64, c), block.classes)
+        top, other = either(builder, is_there, stored, other), top
     return larger(builder, top, other)
 
 
@@ -122,5 +117,5 @@ def _(context, builder, sig, args):
     for r, vector in enumerate(_transpose(builder, vectors)):
         with builder.if_then(builder.icmp_signed("<", ir.Constant(i64, r), block.rows)):
             value = encode(builder, sig.args[2].dtype, vector)
-            masked(builder, "store", value.type, [value, block.row(ir.Constant(i64, r)), block.mask], ir.VoidType())
+            store_some(context, builder, value, block.row(ir.Constant(i64, r)), block.classes)
     return context.get_dummy_value()
