@@ -13,7 +13,6 @@ import numpy as np
 
 from nbloss.problem import Array
 
-ROWS_FROM = 400  # classes from which the CPU does rows one after the other; of fewer, several at a time
 LANES = 16  # rows that a tile wants side by side
 
 
@@ -44,7 +43,7 @@ def are_side_by_side(arrays: Sequence[Array], axis: int) -> bool:
 
 
 def rowwise_pieces(
-    axis: int, per_class: Sequence[Array], per_row: Sequence[Array], rows_from: int = ROWS_FROM
+    axis: int, per_class: Sequence[Array], per_row: Sequence[Array], rows_from: int
 ) -> Iterator[tuple[bool, list[Array], list[Array]]]:
     """Views (outer, classes, inner) of arrays with a class axis, and (outer, inner) of arrays without it.
 

@@ -52,7 +52,7 @@ def test_threads(rng, monkeypatch, dtype):
         monkeypatch.setattr(launch, "PARALLEL", parallel)
 
 
-@pytest.mark.parametrize("classes", [3, 40, 100, 300, 600, 5000])
+@pytest.mark.parametrize("classes", [3, 17, 40, 100, 300, 600, 5000])
 def test_rows_do_not_touch(rng, classes):
     """A row gives the same bits alone and among others, some of them ignored or not finite."""
     x = rng.standard_normal((21, classes)).astype(np.float32)

@@ -57,7 +57,7 @@ LAYOUTS = {
     "middle axis first": lambda x: np.moveaxis(np.moveaxis(x, 1, 0).copy(), 0, 1),
     "subclass": lambda x: x.view(type("Named", (np.ndarray,), {})),
 }
-SHAPES = [(6, 5), (20, 100), (20, 300), (5, 500), (3, 4, 5), (2, 7, 3, 18)]
+SHAPES = [(6, 5), (20, 17), (20, 100), (20, 300), (5, 500), (3, 4, 5), (2, 7, 3, 18)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)

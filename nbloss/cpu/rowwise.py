@@ -17,6 +17,7 @@ from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_a
 from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import rows
 from nbloss.cpu.simd import (
+    HAS_AVX512,
     VECTOR_BYTES,
     add_wide,
     allocated,
@@ -44,9 +45,15 @@ WIDEST, TILE_BYTES = 32, (1 << 17) - 1
 USUAL, LARGE_TILE_BYTES = 8, 1 << 22
 # Of rows whose classes lie side by side, a unit is LINED_UP vectors, through a tile of one.
 LINED_UP = 8
-# Rows of so many bytes or more, in the type that is computed in, whose classes lie side by side, are done in groups: 65
-# classes take 1.08 times as long as in tiles, but 72 take 0.93 of the time, 128 take 0.8, and 200 in float64 0.77.
-GROUPS_FROM = 288
+# Rows whose classes lie side by side are done in groups from so many classes on, by bytes of an element in the type
+# that is computed in. With AVX-512, 65 take 1.08 times as long as in tiles, but 72 take 0.93 of the time, 128 take 0.8,
+# and 200 in float64 0.77. Without, there are too few registers to transpose tiles in: 20 take 1.02 of the time for
+# values and 0.75 for gradients, 64 take 0.69 and 0.59.
+GROUPS_FROM = {4: 72, 8: 36} if HAS_AVX512 else {4: 20, 8: 16}
+# They are done one after the other from so many on. Without AVX-512, float32 is faster in groups up to 1000 (400 take
+# 0.81 of the time, 700 take 0.93), but gradients that go past the caches are not, as they come in bursts (500 take
+# 1.02 times as long, 700 take 1.13 times).
+ROWS_FROM = {4: 400, 8: 400} if HAS_AVX512 else {4: 500, 8: 400}
 # So many of their elements are a unit: a quarter of it, and 16384 x 100 took 1.04 times as long.
 GROUPED = 1 << 15
 # Labels that are scanned as one, by any thread: by one thread alone, 16 x 21 x 256 x 256 took 1.06 times as long.
@@ -182,7 +189,7 @@ def prepare(
         if classes <= SHORT * step:
             per_unit, room = HEIGHT, classes + step
         kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
-    elif classes * weight.itemsize >= GROUPS_FROM and are_side_by_side((x, q, out) if out.size else (x, q), 1):
+    elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side((x, q, out) if out.size else (x, q), 1):
         per_unit = max(GROUPED // (classes * step), 1) * step
         room = FOLDED + (3 * step + 2 + classes) * step
         kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)

@@ -280,7 +280,8 @@ def _rowwise_calls(
     elif not per_row:  # a stand-in that says how many rows there are
         per_row.append(layout.same(factor, problem.shape))
     call = None
-    for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row):
+    rows_from = rowwise_kernels.ROWS_FROM[compute_dtype(problem.x.dtype).itemsize]
+    for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row, rows_from):
         operands = rowwise_kernels.operands(
             spread[0],
             None if labels is None else rows[0],
