@@ -29,7 +29,9 @@ def calls(rng, dtype):
         yield f"weights {shape}", weighted, rng.random(shape).astype(dtype), rng.integers(0, 3, np.delete(shape, 1))
     x, t = rng.random(70_001).astype(dtype), rng.random(70_001).astype(dtype)
     for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
-        yield name, getattr(nbloss, name).value_and_grad, x, t
+        loss = getattr(nbloss, name)
+        yield name, loss.value_and_grad, x, t
+        yield f"gradient of {name}", lambda *args, loss=loss, **options: [loss.grad(*args, **options)], x, t
 
 
 def bits(result):
