@@ -27,11 +27,12 @@ def calls(rng, dtype):
     weighted = partial(nbloss.cross_entropy.value_and_grad, weight=rng.random(3))
     for shape in ((40_000, 3), (3, 3, 20_000)):  # labels are scanned in several pieces
         yield f"weights {shape}", weighted, rng.random(shape).astype(dtype), rng.integers(0, 3, np.delete(shape, 1))
-    x, t = rng.random(70_001).astype(dtype), rng.random(70_001).astype(dtype)
-    for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
-        loss = getattr(nbloss, name)
-        yield name, loss.value_and_grad, x, t
-        yield f"gradient of {name}", lambda *args, loss=loss, **options: [loss.grad(*args, **options)], x, t
+    for size in (70_001, 8192 + 17):  # of the last segment, whole vectors may be all or none
+        x, t = rng.random(size).astype(dtype), rng.random(size).astype(dtype)
+        for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
+            loss = getattr(nbloss, name)
+            yield f"{name} {size}", loss.value_and_grad, x, t
+            yield f"gradient of {name} {size}", lambda *args, loss=loss, **options: [loss.grad(*args, **options)], x, t
 
 
 def bits(result):

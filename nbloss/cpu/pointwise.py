@@ -134,7 +134,7 @@ def _driver(formula):
             else:  # there is no sum, whose bits would depend on where whole vectors begin
                 head = start + aligned
                 whole = head + (stop - head) // step * step
-                aligned = 0
+                aligned = 0 if whole > head else -1
         kept = loss.shape[0]
         if want == WANT_VALUE and kept == 0:  # a loop of its own is 1.1 to 1.15 times as fast
             # Not literal numbers: Numba would compile the loop once more.
