@@ -36,6 +36,16 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def vectors() -> str | None:
+    """The widest vector instructions of an x86 processor, where the system tells."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        return None
+    known = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
+    return next((name for flag, name in known.items() if flags and flag in flags[1].split()), None)
+
+
 def describe(device: str = "cpu") -> dict[str, object]:
     """What identifies the machine; its `slug` names the results file."""
     name = cpu_model()
@@ -43,9 +53,11 @@ def describe(device: str = "cpu") -> dict[str, object]:
     slug = f"{name} {threads} threads"
     if device == "cuda":
         name = slug = peers_cuda.device_name()
+    found = vectors() if device == "cpu" else None
     return {
         "slug": re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-"),
         "name": name,
+        **({"vectors": found} if found else {}),
         "device": device,
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",

@@ -241,9 +241,11 @@ def section(results: Results, images: list[str]) -> str:
         _folded("All figures", full(results)),
         footnote(results),
     ]
+    machine = results["machine"]
+    vectors = f", {machine['vectors']}" if "vectors" in machine else ""
     intro = (
-        f"How many times faster nbloss is than the best peer on {results['machine']['name']} "
-        f"({results['machine']['threads']} threads), with nbloss's time and share of the bandwidth ceiling:"
+        f"How many times faster nbloss is than the best peer on {machine['name']} "
+        f"({machine['threads']} threads{vectors}), with nbloss's time and share of the bandwidth ceiling:"
     )
     return "\n\n".join(text for text in [intro, *tables] if text)
 
