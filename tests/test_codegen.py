@@ -119,6 +119,6 @@ def test_hot_loops(kernel, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_functions_keep_their_digits(width):
-    """Each width has a text of exp of its own: all are held to the same limits on one machine."""
+    """Each width has a text of exp of its own: both are held to the same limits on one machine."""
     tests = [str(Path(__file__).with_name("test_vecmath.py")), "-k", "errors or scaled_exp or edges"]
     assert "6 passed" in run_compiled_for(width, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)

@@ -11,7 +11,7 @@ from nbloss.cpu import launch
 
 pytestmark = pytest.mark.cpu
 
-ROWS = [(700, 10), (600, 100), (300, 1000), (20, 9000), (8, 70_001), (3, 7, 4099)]
+ROWS = [(700, 10), (333, 29), (600, 100), (40, 450), (300, 1000), (20, 9000), (8, 70_001), (3, 7, 4099)]
 
 
 def calls(rng, dtype):
@@ -55,7 +55,7 @@ def test_threads(rng, monkeypatch, dtype):
         monkeypatch.setattr(launch, "PARALLEL", parallel)
 
 
-@pytest.mark.parametrize("classes", [3, 17, 40, 100, 300, 600, 5000])
+@pytest.mark.parametrize("classes", [3, 17, 20, 40, 100, 300, 600, 5000])
 def test_rows_do_not_touch(rng, classes):
     """A row gives the same bits alone and among others, some of them ignored or not finite."""
     x = rng.standard_normal((21, classes)).astype(np.float32)

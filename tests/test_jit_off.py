@@ -39,7 +39,7 @@ def test_cross_entropy(rng, dtype, shape, smoothing):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("classes", [40, 100])
+@pytest.mark.parametrize("classes", [20, 40, 100])
 def test_past_the_caches(rng, monkeypatch, dtype, classes):
     from nbloss.cpu import solve
 

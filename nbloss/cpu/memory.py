@@ -174,7 +174,7 @@ def either(builder, condition, value, other):
 
 
 def load_some(context, builder, pointer, stored, count):
-    """The first `count` lanes from there, anything in the others; nothing else is read."""
+    """The first `count` lanes from there, 0 to all, and anything in the others; nothing else is read."""
     size = stored.count
     if HAS_AVX512 or (HAS_AVX and str(stored.element) != "i16"):
         return _masked(builder, "load", stored, [pointer, _first_lanes(context, builder, size, count)], stored)
@@ -209,7 +209,7 @@ def _last_part(builder, element, count, size):
 
 
 def store_some(context, builder, value, pointer, count):
-    """Store the first `count` lanes there."""
+    """Store the first `count` lanes there, 0 to all."""
     size = value.type.count
     if HAS_AVX512:
         _masked(

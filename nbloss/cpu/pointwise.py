@@ -121,8 +121,8 @@ def _driver(formula):
         step = lanes(like)
         same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
         same_u = gather(upstream, 0, 1, like)
-        # Whole vectors side by side in memory first, then whatever is left, and arrays of any stride: the same text
-        # twice, because masks and strided access in the first loop would make it 3 times slower.
+        # Whole vectors side by side in memory first, then what is left before and behind, and arrays of any stride: the
+        # same text twice, because masks and strided access in the first loop would make it 3 times slower.
         head = whole = start
         side_by_side = _side_by_side(x) and _side_by_side(t) and _side_by_side(gradient) and _side_by_side(loss)
         if side_by_side and _plain(weight) and _plain(pos_weight) and _plain(upstream):

@@ -48,7 +48,7 @@ LINED_UP = 8
 # Rows whose classes lie side by side are done in groups from so many classes on, by bytes of an element in the type
 # that is computed in. With AVX-512, 65 take 1.08 times as long as in tiles, but 72 take 0.93 of the time, 128 take 0.8,
 # and 200 in float64 0.77. Without, there are too few registers to transpose tiles in: 20 take 1.02 of the time for
-# values and 0.75 for gradients, 64 take 0.69 and 0.59.
+# values and 0.75 for gradients, 64 take 0.69 and 0.59. A group needs a vector of classes: 16 and 8.
 GROUPS_FROM = {4: 72, 8: 36} if HAS_AVX512 else {4: 20, 8: 16}
 # They are done one after the other from so many on. Without AVX-512, float32 is faster in groups up to 1000 (400 take
 # 0.81 of the time, 700 take 0.93), but gradients that go past the caches are not, as they come in bursts (500 take

@@ -57,7 +57,7 @@ def _transpose(builder, vectors):
 
 
 class _Block:
-    """Addresses and masks of a block of rows for the two primitives above."""
+    """Addresses of a block of rows for the two primitives above."""
 
     def __init__(self, context, builder, sig, args):
         self.context, self.builder, self.sig = context, builder, sig
