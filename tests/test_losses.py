@@ -18,7 +18,6 @@ ROW_SHAPES = [  # (shape, class axis): few and many classes, with and without di
     ((5, 3), 1),
     ((3, 5), 0),
     ((37, 10), -1),
-    ((37, 20), 1),
     ((37, 100), 1),
     ((4, 300), 1),
     ((4, 500), 1),
@@ -28,6 +27,8 @@ ROW_SHAPES = [  # (shape, class axis): few and many classes, with and without di
     ((2, 3, 300), 2),
     ((40, 3, 5), 1),
 ]
+if not SIMULATED:  # how rows are done on the CPU: groups of hardly more than a vector
+    ROW_SHAPES.append(((37, 20), 1))
 
 
 def check_entry_points(loss, expected, args, options, grad_output, dtype):
