@@ -77,10 +77,15 @@ def nothing(*args):
     return types.void
 
 
+def shuffled(builder, places, x, y=None):
+    """The lanes at these places of x and y, one after the other."""
+    y = ir.Constant(x.type, ir.Undefined) if y is None else y
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places)))
+
+
 def in_all_lanes(builder, value, vt):
     one = builder.insert_element(ir.Constant(vt, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vt.count), [0] * vt.count)
-    return builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), zeros)
+    return shuffled(builder, [0] * vt.count, one)
 
 
 def broadcast_value(context, builder, value, ty, vec):

@@ -17,6 +17,7 @@ from nbloss.cpu.arithmetic import (
     compiled_raw,
     in_all_lanes,
     ints,
+    shuffled,
     vector_of_ints,
 )
 
@@ -61,14 +62,13 @@ def _looked_up(builder, table, places):
     if HAS_AVX512:
         permute = f"permvar.{'si' if vt.count == 16 else 'di'}"
         return avx512(builder, permute, vt, ir.Constant(vt, table.tolist()), places)
-    half, floats, i32 = (ir.VectorType(t, 8) for t in (vt.element, FLOAT[32], ir.IntType(32)))
+    half, floats = (ir.VectorType(element, 8) for element in (vt.element, FLOAT[32]))
     entries = builder.bitcast(ir.Constant(half, table.tolist() * 2), floats)
-    undefined = ir.Constant(vt, ir.Undefined)
-    parts = (builder.shuffle_vector(places, undefined, ir.Constant(i32, list(range(k, k + 8)))) for k in (0, 8))
-    found = (call(builder, "llvm.x86.avx.vpermilvar.ps.256", floats, entries, part) for part in parts)
-    return builder.bitcast(
-        builder.shuffle_vector(*found, ir.Constant(ir.VectorType(i32.element, 16), list(range(16)))), vt
+    found = (
+        call(builder, "llvm.x86.avx.vpermilvar.ps.256", floats, entries, shuffled(builder, range(k, k + 8), places))
+        for k in (0, 8)
     )
+    return builder.bitcast(shuffled(builder, range(16), *found), vt)
 
 
 @compiled_raw(root_of_two, lambda x: types.containers.UniTuple(x, 2))

@@ -4,7 +4,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import Vec, compiled_raw, larger, llvm_vector
+from nbloss.cpu.arithmetic import Vec, compiled_raw, larger, llvm_vector, shuffled
 from nbloss.cpu.lanes import lanes, largest, total
 from nbloss.cpu.memory import pointer_to
 
@@ -56,8 +56,7 @@ def _lowered(combine):
             vectors[-1].align = 4
 
         def pair(a, b, *parts):
-            masks = [ir.Constant(ir.VectorType(ir.IntType(32), n), part) for part in parts]
-            return combine(builder, *(builder.shuffle_vector(a, b, mask) for mask in masks))
+            return combine(builder, *(shuffled(builder, part, a, b) for part in parts))
 
         return _folded(vectors, pair)
 

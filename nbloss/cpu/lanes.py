@@ -15,6 +15,7 @@ from nbloss.cpu.arithmetic import (
     in_all_lanes,
     larger,
     maximum,
+    shuffled,
     vector_of_ints,
 )
 
@@ -69,9 +70,7 @@ def lane_mask(sign):
         i32 = ir.IntType(32)
         lane = context.cast(builder, args[0], sig.args[0], types.int32)
         vt = ir.VectorType(i32, n)
-        one = builder.insert_element(ir.Constant(vt, ir.Undefined), lane, ir.Constant(i32, 0))
-        wide = builder.shuffle_vector(one, ir.Constant(vt, ir.Undefined), ir.Constant(vt, [0] * n))
-        return builder.icmp_signed(sign, ir.Constant(vt, list(range(n))), wide)
+        return builder.icmp_signed(sign, ir.Constant(vt, list(range(n))), in_all_lanes(builder, lane, vt))
 
     return lower
 
@@ -141,13 +140,11 @@ def _(context, builder, sig, args):
 
 def _fold(builder, x, combine):
     """Halve x onto itself until one lane is left: always the same order."""
-    i32, n = ir.IntType(32), x.type.count
+    n = x.type.count
     while n > 1:
         n //= 2
-        half = [ir.Constant(ir.VectorType(i32, n), list(range(k, k + n))) for k in (0, n)]
-        undef = ir.Constant(x.type, ir.Undefined)
-        x = combine(*(builder.shuffle_vector(x, undef, h) for h in half))
-    return builder.extract_element(x, ir.Constant(i32, 0))
+        x = combine(*(shuffled(builder, range(k, k + n), x) for k in (0, n)))
+    return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
 
 def _fold_array(x, combine):
@@ -186,13 +183,6 @@ def _(context, builder, sig, args):
     wide, x = args
     if x.type.count != wide.type.count:
         n = wide.type.count
-        undef = ir.Constant(x.type, ir.Undefined)
-        low, high = (
-            builder.fpext(
-                builder.shuffle_vector(x, undef, ir.Constant(ir.VectorType(ir.IntType(32), n), list(range(k, k + n)))),
-                wide.type,
-            )
-            for k in (0, n)
-        )
+        low, high = (builder.fpext(shuffled(builder, range(k, k + n), x), wide.type) for k in (0, n))
         x = builder.fadd(low, high)
     return builder.fadd(wide, x)

@@ -21,6 +21,7 @@ from nbloss.cpu.bits import *  # noqa: F403
 from nbloss.cpu.folds import *  # noqa: F403
 from nbloss.cpu.lanes import *  # noqa: F403
 from nbloss.cpu.memory import *  # noqa: F403
+from nbloss.cpu.partial import *  # noqa: F403
 from nbloss.cpu.parts import inline as inline
 from nbloss.cpu.strided import *  # noqa: F403
 from nbloss.cpu.transpose import *  # noqa: F403

@@ -6,7 +6,8 @@ from numba.core import types
 
 from nbloss.cpu.arithmetic import Vec, compiled_raw, llvm_vector, nothing
 from nbloss.cpu.lanes import lanes
-from nbloss.cpu.memory import aligned_at, decode, encode, load, load_first, storage, store, store_first, stream
+from nbloss.cpu.memory import aligned_at, decode, encode, load, storage, store, stream
+from nbloss.cpu.partial import load_first, store_first
 from nbloss.cpu.parts import inline
 from nbloss.half import decoded, encoded
 

@@ -3,9 +3,10 @@
 import llvmlite.ir as ir
 import numpy as np
 
-from nbloss.cpu.arithmetic import Vec, compiled_raw, larger, llvm_vector, nothing
+from nbloss.cpu.arithmetic import Vec, compiled_raw, larger, llvm_vector, nothing, shuffled
 from nbloss.cpu.lanes import lanes
-from nbloss.cpu.memory import decode, either, encode, load_some, pointer_to, storage, store_some
+from nbloss.cpu.memory import decode, encode, pointer_to, storage
+from nbloss.cpu.partial import either, load_some, store_some
 from nbloss.half import decoded, encoded
 
 
@@ -36,9 +37,8 @@ def _transpose(builder, vectors):
     quarters = range(0, n, near)
 
     def rounds(vectors, count, first, second, paired):
-        masks = [ir.Constant(ir.VectorType(ir.IntType(32), n), lanes_of) for lanes_of in (first, second)]
         for _ in range(count):
-            vectors = paired(vectors, lambda a, b: [builder.shuffle_vector(a, b, mask) for mask in masks])
+            vectors = paired(vectors, lambda a, b: [shuffled(builder, places, a, b) for places in (first, second)])
         return vectors
 
     def halves(v, pair):  # of one with the other, results side by side
