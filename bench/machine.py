@@ -37,13 +37,11 @@ def cpu_model() -> str:
 
 
 def vectors() -> str | None:
-    """The widest vector instructions of an x86 processor, where the system tells."""
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        return None
+    """The widest vector instructions that kernels are compiled for, of an x86 processor."""
+    from nbloss.cpu.arithmetic import processor_has
+
     known = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
-    return next((name for flag, name in known.items() if flags and flag in flags[1].split()), None)
+    return next((name for feature, name in known.items() if processor_has(feature)), None)
 
 
 def describe(device: str = "cpu") -> dict[str, object]:
