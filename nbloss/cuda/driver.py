@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import struct
 import sys
 import threading
@@ -23,6 +24,14 @@ from numba.cuda.cudadrv import nvvm
 
 from nbloss.cuda.arrays import DLPACK_CUDA, Layout, parameters
 from nbloss.problem import bfloat16
+
+if not hasattr(np, "row_stack"):
+    # NumPy 2.5 has no row_stack; numba-cuda 0.30 asks for it where it imports this, which it does with a first kernel.
+    np.row_stack = np.vstack  # type: ignore[attr-defined]
+    try:
+        importlib.import_module("numba.cuda.np.arrayobj")
+    finally:
+        del np.row_stack  # type: ignore[attr-defined]
 
 DLPACK_BFLOAT16 = 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
