@@ -102,61 +102,6 @@ def test_beside_peers(case, work, quick, libraries, device_ceilings, report):
         pytest.skip(left_out["nbloss"])
 
 
-SHAPED = [
-    (peers_cuda.Case("cross_entropy", shape, dtype), work)
-    for dtype in ("float32", "bfloat16")
-    for work, shapes in (
-        (VALUE, ((32768, 256), (32768, 1024), (32768, 4096), (32768, 8192), (32768, 65536))),
-        (VALUE_AND_GRAD, ((32768, 1024), (32768, 8192), (8192, 32000), (8192, 50257), (8192, 128256))),
-    )
-    for shape in shapes
-]
-
-
-@pytest.mark.parametrize(("case", "work"), SHAPED, ids=lambda v: str(v))
-def test_shapes(case, work, quick, device_ceilings, report, monkeypatch):
-    """How each shape of kernel does on rows of so many classes: what nbloss/cuda/choices.py is set from."""
-    from nbloss.cuda import choices
-    from nbloss.problem import GRADIENT, LOSS_ONLY
-
-    x, target = peers_cuda.inputs_on_device(case)
-    moved = x.nbytes * (1 if work == VALUE else 2) + target.nbytes
-    code = "h" if case.dtype == "bfloat16" else "f"
-    runs = {}
-    for shape in choices.CANDIDATES:
-        # No more threads than the row gives work, and no more than four times over it.
-        if not shape.reach(code, False) >= case.shape[1] > shape.threads * 4 * max(shape.parts, 1):
-            continue
-        if not shape.serves(code, False, (9, 0)):
-            continue
-        monkeypatch.setattr(choices, "forced", shape)
-        contestant = peers_cuda.PEERS["nbloss"](case, x, target, work)
-        times = Timing(0.0)
-        for _ in range(5 if quick else 15):
-            times.seconds.append(peers_cuda.seconds(contestant)[0])
-        runs[shape] = times
-    monkeypatch.setattr(choices, "forced", None)
-    form = LOSS_ONLY if work == VALUE else GRADIENT
-    chosen = choices.row_shape(case.shape[1], code, form, False, (9, 0))
-    ceiling = device_ceilings[work != VALUE]
-    ranking = sorted(runs, key=lambda shape: runs[shape].best)
-    lines = [
-        f"{'*' if shape == chosen else ' '} {tuple(shape)} {runs[shape].best * 1e3:.3f} ms "
-        f"{moved / runs[shape].best / ceiling:.0%}"
-        for shape in ranking
-    ]
-    rows = [
-        {"test": "shapes", "loss": case.loss, "shape": case.size, "dtype": case.dtype, "work": work}
-        | {
-            "library": str(tuple(shape)),
-            "best": runs[shape].best,
-            "share": round(moved / runs[shape].best / ceiling, 3),
-        }
-        for shape in ranking
-    ]
-    report(f"{case} {WORKS[work]}, * is the default:\n" + "\n".join(lines), rows)
-
-
 @pytest.mark.parametrize("work", [VALUE, VALUE_AND_GRAD])
 @pytest.mark.parametrize("check", [True, False], ids=["check", "no check"])
 def test_launch(check, work, report):

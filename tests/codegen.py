@@ -25,8 +25,11 @@ FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
 I64 = types.int64
 FEW = (choices.WHOLE[6], choices.SHARED[0], choices.AGAIN[1])
 # One shape of each kind: of float64 and float16; of float32 and bfloat16.
-KINDS = FEW, (choices.WHOLE[0], choices.WHOLE[3], choices.WHOLE[7], *choices.SHARED[2:], choices.AGAIN[0], *FEW)
-LOAD = r"ld\.global(?:\.L1::no_allocate)?\.v"
+KINDS = (
+    (*FEW, choices.STAGED[2]),
+    (*FEW, *choices.WHOLE[::7], choices.WHOLE[3], *choices.SHARED[2:], choices.AGAIN[0], *choices.STAGED[2:9:3]),
+)
+LOAD = r"ld\.(?:global(?:\.L1::no_allocate)?|shared)\.v"
 PREDICATED = "{ .reg .pred"  # how a load that may be left out begins
 NO_INSTRUCTION = (".", "//", "$", "{", "}", "(", ")", "mov", "neg", "ld.param")
 
@@ -52,18 +55,25 @@ def variants(target, alike=True):
             mass = ", dense target" if dense else ""
             if form == LOG_SOFTMAX and (dense or not (alike or code != "H")):
                 continue
-            shapes = choices.VALUES if form == LOSS_ONLY else choices.ROWS
+            shapes = (*(choices.VALUES if form == LOSS_ONLY else choices.ROWS), *choices.STAGED)
             for shape, even in itertools.product(shapes, (True, False)):
                 odd_form = not even and (dense or form == LOG_SOFTMAX)
                 kinds = FEW[:1] if odd_form else KINDS[code in "fh"]
                 if not shape.serves(code, dense, target) or not (alike or shape in kinds):
                     continue
-                threads, height, _, parts = shape
+                threads, height, _, parts, room = shape
                 values = shape.held(code, dense)
                 warp, chained = choices.WARP, target >= (9, 0)
-                options = (code, code, form, dense, threads, height, values, parts, even, warp, chained)
-                kind = (" again" if parts == 0 else f" in {parts} parts" if parts > 1 else "") + (
-                    "" if even else " odd"
+                options = (code, code, form, dense, threads, height, values, parts, room > 0, even, warp, chained)
+                kind = "".join(
+                    word
+                    for word, holds in (
+                        (" again", parts == 0),
+                        (" staged", room > 0),
+                        (f" in {parts} parts", parts > 1),
+                        (" odd", not even),
+                    )
+                    if holds
                 )
                 name = f"rows {threads}x{height}x{values}{kind}, {form_name}{mass}"
                 bounds = shape.bounds(code, form, dense, even, target)
@@ -214,6 +224,7 @@ def figures(ptx, log):
         "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
         "stack": number(r"(\d+) bytes stack frame"),
         "wide loads": len(re.findall(LOAD + r"[24]\.[ufb](?:32|64)", ptx)),
+        "wide copies": len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)),
         "wide stores": len(re.findall(r"st\.global\.v[24]\.[ufb](?:32|64)", ptx)),
         "float64": len(re.findall(r"\.f64", ptx)),
         "loads first": loads_come_first(ptx),
@@ -239,16 +250,16 @@ def loads_come_first(ptx):
     return bool(loaded) and max(loaded) < next(used)
 
 
-def instructions_a_value(code, form, even=True):
+def instructions_a_value(code, form, room=0, even=True):
     """What one more value costs in a row that a block holds: kernels of 32 and of 16 values a thread compared.
 
     What no thread but those at a maximum runs is counted too, about 4.
     """
     counts = {}
     for words in (16, 32):
-        shape = choices.RowShape(256, 1, words, 1)
+        shape = choices.RowShape(256, 1, words, 1, room)
         values = shape.held(code, False)
-        options = (code, code, form, False, *shape[:2], values, shape.parts, even, choices.WARP, True)
+        options = (code, code, form, False, *shape[:2], values, shape.parts, room > 0, even, choices.WARP, True)
         ptx, _ = compiled(rows.rows, options, [*ROW_ARGUMENTS, *[TYPE[REAL[code]]] * 3], (9, 0))
         counts[values] = sum(1 for _ in instructions(ptx))
     (few, least), (many, most) = sorted(counts.items())
@@ -257,7 +268,8 @@ def instructions_a_value(code, form, even=True):
 
 def main():
     heading = (
-        "registers spills stack wide-loads wide-stores float64 loads-first instructions a-value on-the-straight-path"
+        "registers spills stack wide-loads wide-copies wide-stores float64 loads-first instructions a-value "
+        "on-the-straight-path"
     )
     print(f"{'kernel for sm_90':<62}{'dtype':<10}{heading}")
     for name, code, (factory, options), signature, bounds, values in variants((9, 0)):

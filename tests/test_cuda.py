@@ -427,23 +427,26 @@ def test_candidates(rng, monkeypatch, shape):
         if shape.threads * max(shape.parts, 1) > 256:
             pytest.skip("more threads than can be simulated at once")
     monkeypatch.setattr(choices, "forced", shape)
-    classes = min(shape.reach("f", False), 40 * shape.threads) - 3
+    classes = int(min(shape.reach("f", False), 40 * shape.threads)) - 3
     rows = 2 * shape.height if shape.threads <= 128 else 1
     x, labels = rng.standard_normal((rows, classes)).astype(np.float32), rng.integers(0, classes, rows)
-    loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
-    expected = reference.cross_entropy(x, labels, reduction="none")
-    close(loss, expected[0], np.float32)
-    close(gradient, expected[1], np.float32)
+    for smoothing in (0.0, 0.1):
+        options = {"reduction": "none", "label_smoothing": smoothing}
+        loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, **options)
+        expected = reference.cross_entropy(x, labels, **options)
+        close(loss, expected[0], np.float32)
+        close(gradient, expected[1], np.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("size", ["even", "odd"])
-def test_rows_of_several_blocks(rng, monkeypatch, size, parts, dtype):
+@pytest.mark.parametrize("room", [0, choices.THIRD], ids=["registers", "staged"])
+def test_rows_of_several_blocks(rng, monkeypatch, room, size, parts, dtype):
     """Blocks that hold a row together tell each other what they found; as bits for any alignment and in place too."""
-    shape = choices.RowShape(256, 1, 32, parts)
+    shape = choices.RowShape(256, 1, 32, parts, room)
     if SIMULATED:
-        shape = choices.RowShape(8, 1, 16, parts)
+        shape = choices.RowShape(8, 1, 16, parts, room and 640)
         monkeypatch.setattr(choices, "WARP", 4)  # as many lanes as parts
     code = {"float64": "d", "float32": "f"}.get(str(np.dtype(dtype)), "h")
     most = int(shape.reach(code, False))
@@ -470,10 +473,12 @@ def test_rows_of_several_blocks(rng, monkeypatch, size, parts, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_alignment_changes_no_bit(rng, dtype):
+@pytest.mark.parametrize("forced", [None, *(() if SIMULATED else choices.STAGED)], ids=str)
+def test_alignment_changes_no_bit(rng, monkeypatch, forced, dtype):
     """Rows that begin anywhere are read sixteen bytes at a time, and give what they give elsewhere."""
     lanes = 16 // np.dtype(dtype).itemsize
-    for classes in (3, 37, 80, 300) if SIMULATED else (3, 37, 80, 300, 9000, 20_000, 50_257, 140_000):
+    monkeypatch.setattr(choices, "forced", forced)
+    for classes in (3, 37, 80, 150, 300) if SIMULATED else (3, 37, 80, 300, 9000, 20_000, 50_257, 140_000):
         even = -(-classes // lanes) * lanes
         x = np.full((6, even), -np.inf)
         x[:, :classes] = rng.standard_normal((6, classes)) * 3

@@ -275,12 +275,13 @@ def test_parameters_lie_as_kernels_read_them():
     packed = driver.struct.Struct("qqf4xddq")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(driver._loaded, ("kernel", 0), (None, packed))
-        launch = driver.Launch("kernel", 5, 64, 0, arguments, 4, True, [(1, 0, 8)])
+        launch = driver.Launch("kernel", 5, 64, 0, arguments, 4, True, 96, [(1, 0, 8)])
     kinds = (ctypes.c_int64, ctypes.c_int64, ctypes.c_float, ctypes.c_double, ctypes.c_double, ctypes.c_int64)
     read = [kind.from_address(at).value for kind, at in zip(kinds, launch._places)]
     assert read == [1, -2, 1.5, 2.5, 3.5, 2**62]
     assert ctypes.addressof(ctypes.c_uint64.from_address(launch._places_at)) == launch._places.buffer_info()[0]
     assert (launch._configuration.gridDimX, launch._configuration.blockDimX) == (5, 64)
+    assert launch._configuration.sharedMemBytes == 96
     cluster, early = launch._configuration.attrs
     assert cluster.value.clusterDim.x == 4
     assert early.value.programmaticStreamSerializationAllowed == 1

@@ -1,7 +1,7 @@
 """Every choice by size of the CUDA backend: which shape of kernel takes rows of so many classes, and what others take.
 
 Shapes are set from what an H100 took with about 270 kernels, for rows of 256 to 262144 classes in float32 and bfloat16,
-value and gradient: ``python -m pytest bench --device cuda -k shapes`` measures the candidates again.
+value and gradient: ``python -m bench.shapes`` measures the candidates again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import NamedTuple
 from nbloss.problem import LOSS_ONLY
 
 SIZE = {"f": 4, "d": 8, "H": 2, "h": 2}
-WARP = 32
+WARP, VECTOR_BYTES = 32, 16
+# Bytes of shared memory that a block may have on an H100, and those of them that its threads tell each other things in.
+MOST_SHARED, KEPT_SHARED = 227 << 10, 1 << 10
+BESIDE = 3  # vectors of shared memory beside those of a row, which may begin and end off sixteen bytes
 PLANE_THREADS = 128
 # A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
 # rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
@@ -26,8 +29,9 @@ class RowShape(NamedTuple):
 
     threads: int  # of a block, that share a row
     height: int  # rows of a block, 1 if a row has more threads than a warp
-    words: int  # of four bytes, that a thread holds of a row; see `held`
+    words: int  # of four bytes, that a thread holds of a row at a time; see `held`
     parts: int  # blocks that hold a row together, a cluster of up to 8; 0: one goes over it, again for its gradient
+    room: int = 0  # bytes of shared memory that a block may hold its part of a row in; 0: it does in registers
 
     def held(self, code: str, dense: bool) -> int:
         """Values that a thread holds: beside a target with mass on every class half as many, or as many of 16 bits."""
@@ -42,6 +46,8 @@ class RowShape(NamedTuple):
         block = self.threads * self.height
         if dense or code == "d":
             return block, 1
+        if self.room:
+            return block, max((1024 if self.words > 8 else 1536) // block, 1)
         if capability < (9, 0):
             together = 512 if even or self.parts else 256
         elif form == LOSS_ONLY:
@@ -58,13 +64,23 @@ class RowShape(NamedTuple):
         """Whether there is such a kernel, without too few registers for its threads."""
         if self.parts > 1 and (dense or capability < (9, 0)):
             return False  # parts of a row know no mass of each other; clusters are new on sm_90
+        if self.room and (capability < (8, 0) or self.held(code, dense) * SIZE[code] < VECTOR_BYTES):
+            return False  # copies to shared memory that do not go by registers are new on sm_80
         if self.parts == 0 and capability < (9, 0):
             return self.threads < 512
-        return self.threads < 512 or not (dense or code == "d")
+        return self.threads < (1024 if self.room else 512) or not (dense or code == "d")
 
-    def reach(self, code: str, dense: bool) -> float:
-        """How many classes a row may have."""
+    def reach(self, code: str, dense: bool, shared: int = MOST_SHARED) -> float:
+        """How many classes a row may have, where a block may have so many bytes of shared memory."""
+        if self.room:
+            vectors = min(self.room, shared - KEPT_SHARED) // VECTOR_BYTES - BESIDE
+            return max(vectors, 0) * VECTOR_BYTES // SIZE[code] * self.parts
         return self.threads * self.held(code, dense) * self.parts if self.parts else float("inf")
+
+    def shared(self, code: str, classes: int) -> int:
+        """Bytes of shared memory that a block asks for to hold its part of a row of so many classes."""
+        vectors = -(-classes * SIZE[code] // VECTOR_BYTES)
+        return (-(-vectors // self.parts) + BESIDE) * VECTOR_BYTES if self.room else 0
 
 
 # The first that reaches is taken: one block that holds a row, several that do, one that goes over it. It is not asked
@@ -84,9 +100,24 @@ AGAIN = (RowShape(512, 1, 32, 0), RowShape(256, 1, 32, 0))
 ROWS = (*WHOLE, *SHARED, *AGAIN)
 VALUES = (*WHOLE, AGAIN[-1])  # for its value alone, a row is read once by whoever reads it
 
+# Rows in shared memory, in a third of a multiprocessor's or all of it. No device has run them yet, so they are no
+# default. A sketch of them in C took an H100 less time for values and gradients of 16384 and more classes than the
+# shapes above: 0.70 ms for 8192 x 32000 in float32 (0.74), 1.14 for 50257 (1.51), and 0.60 in bfloat16 (0.93).
+THIRD = 72 << 10
+STAGED = (
+    RowShape(128, 1, 8, 1, 16 << 10),
+    *(RowShape(256, 1, words, 1, THIRD) for words in (8, 16)),
+    *(RowShape(512, 1, 16, 1, room) for room in (MOST_SHARED // 2, MOST_SHARED)),
+    RowShape(1024, 1, 16, 1, MOST_SHARED),
+    *(RowShape(256, 1, 16, parts, THIRD) for parts in (2, 4, 8)),
+    *(RowShape(512, 1, 16, parts, THIRD) for parts in (4, 8)),
+    *(RowShape(1024, 1, 16, parts, MOST_SHARED) for parts in (2, 4)),
+)
+
 # What a benchmark tries besides: other blocks for rows of the same size.
 CANDIDATES = (
     *ROWS,
+    *STAGED,
     RowShape(16, 8, 16, 1),
     RowShape(16, 8, 32, 1),
     RowShape(128, 1, 32, 0),
@@ -99,8 +130,10 @@ CANDIDATES = (
 forced: RowShape | None = None  # by a benchmark or a test, for the rows that it reaches
 
 
-def row_shape(classes: int, code: str, form: int, dense: bool, capability: tuple[int, int]) -> RowShape:
-    """The shape for rows of so many classes."""
+def row_shape(
+    classes: int, code: str, form: int, dense: bool, capability: tuple[int, int], shared: int = MOST_SHARED
+) -> RowShape:
+    """The shape for rows of so many classes, where a block may have so many bytes of shared memory."""
     shapes = VALUES if form == LOSS_ONLY else ROWS
     shapes = shapes if forced is None else (forced, *shapes)
-    return next(s for s in shapes if s.reach(code, dense) >= classes and s.serves(code, dense, capability))
+    return next(s for s in shapes if s.reach(code, dense, shared) >= classes and s.serves(code, dense, capability))

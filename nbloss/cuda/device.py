@@ -78,6 +78,12 @@ class Home:
         capability: tuple[int, int] = self._memory.capability(self.number)
         return capability
 
+    @property
+    def shared(self) -> int:
+        """How many bytes of shared memory a block may have."""
+        shared: int = self._memory.shared_bytes(self.number)
+        return shared
+
     def check_dtype(self, name: str, dtype: np.dtype[Any]) -> None:
         """TypeError for a dtype that this device cannot compute."""
         if is_bfloat16(dtype) and not self.capability >= (8, 0):
@@ -132,15 +138,23 @@ class Home:
         return bool(found[0])
 
     def launch(
-        self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1, early: bool = False
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        *arguments: Any,
+        cluster: int = 1,
+        early: bool = False,
+        shared: int = 0,
     ) -> None:
-        """Start a kernel, of whose blocks so many at a time form a cluster.
+        """Start a kernel, of whose blocks so many at a time form a cluster, with so many bytes of shared memory each.
 
         One that is `early` may begin before the kernel that was started before it has ended, and waits for that itself
         (nbloss.cuda.threads.wait_for_last) before it reads what that writes, or writes anything.
         """
         with self._memory.on(self.number):
-            self._memory.Launch(kernel, blocks, threads, self.number, arguments, cluster, early).start(self.stream)
+            launch = self._memory.Launch(kernel, blocks, threads, self.number, arguments, cluster, early, shared)
+            launch.start(self.stream)
 
     def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
         """A contiguous copy of another dtype."""

@@ -27,18 +27,18 @@ from nbloss.problem import bfloat16
 
 if not hasattr(np, "row_stack"):
     # NumPy 2.5 has no row_stack; numba-cuda 0.30 asks for it where it imports this, which it does with a first kernel.
-    np.row_stack = np.vstack  # type: ignore[attr-defined]
+    np.row_stack = np.vstack  # noqa: NPY201
     try:
         importlib.import_module("numba.cuda.np.arrayobj")
     finally:
-        del np.row_stack  # type: ignore[attr-defined]
+        del np.row_stack  # noqa: NPY201
 
 DLPACK_BFLOAT16 = 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
 TENSOR_DTYPES = {"float16", "float32", "float64", "bool"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 CURRENT = contextlib.nullcontext()
 PACKED = {np.float32: "f4x", np.float64: "d", float: "d"}  # in eight bytes each; all others are integers
-SUCCESS = driver.CUresult.CUDA_SUCCESS
+SUCCESS, ATTRIBUTE = driver.CUresult.CUDA_SUCCESS, driver.CUfunction_attribute
 
 
 def device_names() -> list[str]:
@@ -176,11 +176,22 @@ def unfused() -> Iterator[None]:
             nvvm.compile_ir = compile_ir
 
 
-def _load(kernel: Any, number: int, arguments: tuple[Any, ...]) -> tuple[Any, struct.Struct]:
-    """Compile a kernel for a device, for arguments of these types: a kernel is never given others."""
+def _load(kernel: Any, number: int, arguments: tuple[Any, ...], shared: int) -> tuple[Any, struct.Struct]:
+    """Compile a kernel for a device, for arguments of these types: a kernel is never given others.
+
+    One that asks for shared memory may have as much as there is.
+    """
     with on(number), unfused():
         (compiled,) = kernel.specialize(*arguments).overloads.values()
         function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
+        if shared:
+            error, fixed = driver.cuFuncGetAttribute(ATTRIBUTE.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
+            _checked((error,))
+            for attribute, most in (
+                (ATTRIBUTE.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes(number) - fixed),
+                (ATTRIBUTE.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),  # percent
+            ):
+                _checked(driver.cuFuncSetAttribute(function, attribute, most))
     packed = struct.Struct("".join(PACKED.get(type(n), "q") for n in parameters(arguments)))
     _loaded[kernel, number] = function, packed
     return function, packed
@@ -203,15 +214,16 @@ class Launch:
         arguments: tuple[Any, ...],
         cluster: int = 1,
         early: bool = False,
+        shared: int = 0,
         moved: Sequence[tuple[int, int, int]] = (),
     ) -> None:
-        self._function, packed = _loaded.get((kernel, number)) or _load(kernel, number, arguments)
+        self._function, packed = _loaded.get((kernel, number)) or _load(kernel, number, arguments, shared)
         self._numbers = array("q", packed.pack(*parameters(arguments)))
         first, count = self._numbers.buffer_info()
         self._places = array("Q", range(first, first + 8 * count, 8))
         self._places_at, _ = self._places.buffer_info()
         self._moved = moved
-        self._configuration = _configuration(blocks, threads, cluster, early)
+        self._configuration = _configuration(blocks, threads, cluster, early, shared)
         self._lock = threading.Lock()
 
     def start(self, stream: int, bases: Sequence[int] = ()) -> None:
@@ -233,8 +245,9 @@ def _attribute(kind: Any) -> Any:
     return attribute
 
 
-def _configuration(blocks: int, threads: int, cluster: int, early: bool) -> Any:
+def _configuration(blocks: int, threads: int, cluster: int, early: bool, shared: int) -> Any:
     configuration = driver.CUlaunchConfig()
+    configuration.sharedMemBytes = shared
     configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ = blocks, 1, 1
     configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ = threads, 1, 1
     attributes = []
@@ -255,6 +268,12 @@ def capability(number: int) -> tuple[int, int]:
     """The device's compute capability."""
     major, minor = Device(number).compute_capability
     return major, minor
+
+
+@cache
+def shared_bytes(number: int) -> int:
+    """How many bytes of shared memory a block may have."""
+    return int(Device(number).properties.max_shared_memory_per_block_optin)
 
 
 def order(number: int, first: int, then: int) -> None:

@@ -170,7 +170,7 @@ def _emit_load_vector(context, builder, signature, args):
     return context.get_dummy_value()
 
 
-def load_if(builder, condition, address, dtype, cache=""):
+def load_if(builder, condition, address, dtype, space="global"):
     """Sixteen bytes, as two float64 or four words of 32 bits."""
     wide = dtype.bitwidth == 64
     element, letter, count = (FLOAT[8], "d", 2) if wide else (I32, "r", 4)
@@ -181,11 +181,11 @@ def load_if(builder, condition, address, dtype, cache=""):
     moves = "".join(f"mov.{ptx_type} ${k}, ${count + 2}; " for k in range(count))
     text = (
         f"{{ .reg .pred p; setp.ne.u32 p, ${count}, 0; {moves}"
-        f"@p ld.global{cache}.v{count}.{ptx_type} {{{outputs}}}, [${count + 1}]; }}"
+        f"@p ld.{space}.v{count}.{ptx_type} {{{outputs}}}, [${count + 1}]; }}"
     )
     results = ir.LiteralStructType([element] * count)
-    constraints = ",".join([f"=&{letter}"] * count + ["r", "l", letter])
-    kind = ir.FunctionType(results, [I32, I64, element])
+    constraints = ",".join([f"=&{letter}"] * count + ["r", "l" if address.type == I64 else "r", letter])
+    kind = ir.FunctionType(results, [I32, address.type, element])
     wanted = builder.zext(condition, I32)
     loaded = builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), [wanted, address, fill])
     return [builder.extract_value(loaded, k) for k in range(count)]

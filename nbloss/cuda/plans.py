@@ -221,11 +221,19 @@ class Rehearsal(Home):
         return False
 
     def launch(
-        self, kernel: Any, blocks: int, threads: int, *arguments: Any, cluster: int = 1, early: bool = False
+        self,
+        kernel: Any,
+        blocks: int,
+        threads: int,
+        *arguments: Any,
+        cluster: int = 1,
+        early: bool = False,
+        shared: int = 0,
     ) -> None:
         numbers = enumerate(parameters(arguments))
         moved = [(k, *self.place(n)) for k, n in numbers if isinstance(n, int) and n >= SPAN]
-        launch = device.memory().Launch(kernel, blocks, threads, self.number, arguments, cluster, early, moved)
+        memory = device.memory()
+        launch = memory.Launch(kernel, blocks, threads, self.number, arguments, cluster, early, shared, moved)
         self.steps.append(lambda home, bases: launch.start(home.stream, bases))
 
     def download(self, view: DeviceView) -> Array:

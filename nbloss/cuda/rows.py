@@ -3,23 +3,27 @@
 import numpy as np
 from numba import cuda
 
+from nbloss.cuda.choices import BESIDE
 from nbloss.cuda.functions import Functions, add
 from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import REAL, STORED, VECTOR_BYTES, device_function, load, load_integer, store
 from nbloss.cuda.labels import load_label
 from nbloss.cuda.rowwise import NAN, ZERO, Row
+from nbloss.cuda.shared import shared_room
+from nbloss.cuda.staged import staged_access
 from nbloss.cuda.threads import begin_cluster, let_next_begin, sync_warp, tell_cluster, wait_for_last
 from nbloss.cuda.vectors import row_access
 from nbloss.cuda.words import KNOWN, WORD, larger_pairs, put_values, value_of
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 
 
-def rows(code, mass_code, form, dense, threads, height, values, parts, even, warp, chained):
+def rows(code, mass_code, form, dense, threads, height, values, parts, staged, even, warp, chained):
     """The kernel for classes side by side: `threads` threads a row, `values` a thread, `height` rows a block.
 
-    A row lies in the registers of `parts` blocks, a cluster, which tell each other its maximum and sum; of one block
-    that goes over it span by span for parts = 0. `dense` says whether targets may have mass on every class, `even`
-    whether all rows begin and end on sixteen bytes, `chained` whether the kernel may begin before the last has ended.
+    A row lies in the registers of `parts` blocks, a cluster, which tell each other its maximum and sum; if `staged`, in
+    their shared memory, which they go over span by span; for parts = 0, one block goes over it so where it is. `dense`
+    says whether targets may have mass on every class, `even` whether all rows begin and end on sixteen bytes, `chained`
+    whether the kernel may begin before the last has ended.
     """
     stored, real = STORED[code], REAL[code]
     f, row = Functions(code), Row(code, mass_code, form, dense)
@@ -31,13 +35,16 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
     size = stored.itemsize
     lanes = VECTOR_BYTES // size
     width, pair = min(threads, warp), 2 if size == 2 else 1
-    vectors, apart, span = values // lanes, width * lanes, threads * values
-    whole, pieces, bits = parts > 0, max(parts, 1), threads.bit_length() - 1
+    vectors, apart, span = values // lanes, (threads if staged else width) * lanes, threads * values
+    whole, pieces, bits = parts > 0 and not staged, max(parts, 1), threads.bit_length() - 1
     # Exponentials in place of logits, where they take more than the three instructions of 16 bits.
     keeps = whole and not dense and form != LOG_SOFTMAX and pair == 1
     # Threads that hold the maximum of a whole row, which are few, look at their exponentials once more.
     twice = keeps or (whole and pair == 2)
-    fetch, put, words = row_access(code, threads, values, even, lowest, warp, form == LOSS_ONLY)
+    if staged:
+        stage, fetch, put, words = staged_access(code, threads, values, even)
+    else:
+        fetch, put, words = row_access(code, threads, values, even, lowest, warp, form == LOSS_ONLY)
     word = WORD[code]
     largest = reduction(larger, real, threads, warp)
     totals = reduction(add, real, threads, warp, 2)
@@ -133,16 +140,27 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
             label = load_label(t + i * t_outer, t_code, ignore)
             ignored = label == ignore
             active = not ignored and label >= 0 and label < classes
+        # This block's classes of the row, and up to which of them there is something to add up.
+        low, high = ZERO, classes if exists else ZERO
         reach = classes if active else 0
         address = x + i * x_outer
-        begin = part * span + (thread // width) * (width * values) + thread % width * lanes
-        spans = 1 if whole else (classes + span - 1) // span
+        if staged:
+            each = ((classes + lanes - 1) // lanes + pieces - 1) // pieces  # vectors
+            low = min(part * each * lanes, classes)
+            high = min(low + each * lanes, classes)
+            reach = high if active else low - lanes
+            place = stage(shared_room((each + BESIDE) * VECTOR_BYTES), address, low, reach)
+            begin = low + thread * lanes
+        else:
+            place = address
+            begin = part * span + (thread // width) * (width * values) + thread % width * lanes
+        spans = 1 if whole else (high - low + span - 1) // span
         # below: the sum of exp(x - m) over classes below m, ties: the number of those at it. The threads of a row that
         # lies in registers find m first; those of another go by their own until the end.
         v = cuda.local.array(words, word)
         m, below, ties = lowest, nothing, nothing
         if whole:
-            fetch(v, address, begin, reach)
+            fetch(v, place, begin, reach)
             top = maximum_of(v)
             m = largest(top)
             state = around(m if m > lowest else nothing)
@@ -150,7 +168,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
         else:
             state = around(nothing)
             for s in range(spans):
-                fetch(v, address, begin + s * span, reach)
+                fetch(v, place, begin + s * span, reach)
                 top = maximum_of(v)
                 if top > m:
                     state = around(top)
@@ -191,7 +209,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
             for back in range(spans):
                 start = begin + (spans - 1 - back) * span
                 if back > 0:
-                    fetch(v, address, start, reach)
+                    fetch(v, place, start, reach)
                 for k in range(values):
                     j = start + k // lanes * apart + k % lanes
                     if j < reach:
@@ -223,9 +241,15 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
             of_word = cuda.local.array(pair, dtype)
             out_row = out + i * out_outer
             zero = cuda.blockIdx.y if r > nothing else cuda.blockIdx.z  # not known before the threads have met
-            room = classes if exists else 0
+            if staged and not even:  # what is written goes by the vectors of memory there
+                begin -= (out_row + low * size) % VECTOR_BYTES // size
+                spans = (high - begin + span - 1) // span
             spot, at = ZERO, label - begin
-            if active and at >= 0 and (at < span or not whole):
+            if staged:
+                mine = label >= low and label < high
+            else:
+                mine = at >= 0 and (at < span or not whole)
+            if active and mine:
                 at &= span - 1
                 if at & (apart - 1) < lanes and at < vectors * apart:
                     spot = out_row + label * size  # the target's place, for the thread that holds it
@@ -235,8 +259,8 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                 # The span that was read last is still held; with a dense target that is the first one.
                 s = back if dense else spans - 1 - back
                 start = begin + s * span
-                if back > 0:
-                    fetch(v, address, start, reach)
+                if back > 0 or staged:
+                    fetch(v, place, start, reach)
                 for u in range(vectors):
                     for c in range(lanes // pair):
                         w = u * (lanes // pair) + c
@@ -246,11 +270,11 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, even, war
                                 q_row if dense else q, q_class, weight, share, uniform,
                             )  # fmt: skip
                         put_values(v, w, of_word[0], of_word[pair - 1], stored)
-                    if even:
-                        put(v, u, out_row, start, room)
-                if not even:
-                    put(v, out_row, start, room)
-            if not even:
+                    if even or staged:
+                        put(v, u, out_row, start, low, high)
+                if not (even or staged):
+                    put(v, out_row, start, low, high)
+            if not (even or staged):
                 sync_warp()  # the target's place may be one that another thread of the warp has written
             if spot != 0:
                 store(spot, y_t, stored)

@@ -3,9 +3,9 @@
 As on the CPU, both large ones find for each row its maximum m and r = sum exp(x - m) over all classes but one at the
 maximum, and take it from there with nbloss.formulas. ``rows`` gives a row to a group of threads, which hold as much of
 it in registers as fits (a span): a row of one span is read once and written once, and so is one of several spans that
-as many blocks hold; any other is read again from its end, where the cache still has it. ``planes`` gives a row to a
-thread, for a class axis that is not last, or any strides. Losses are written row by row and summed apart
-(nbloss.cuda.sums).
+as many blocks hold, or that shared memory holds; any other is read again from its end, where the cache still has it.
+``planes`` gives a row to a thread, for a class axis that is not last, or any strides. Losses are written row by row and
+summed apart (nbloss.cuda.sums).
 
 What these kernels are given, besides a few numbers, is five tuples of integers:
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nbloss.cuda import choices
 from nbloss.cuda.arrays import Layout, parameters
 
 
@@ -75,6 +76,7 @@ class Launch:
         arguments: tuple[Any, ...],
         cluster: int = 1,
         early: bool = False,
+        shared: int = 0,
         moved: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self._kernel, self._grid, self._number = kernel, (blocks, threads), number
@@ -96,6 +98,11 @@ def order(number: int, first: int, then: int) -> None:
 def capability(number: int) -> tuple[int, int]:
     """The device's compute capability: one without clusters, whose blocks Numba's simulator does not run at once."""
     return 8, 9
+
+
+def shared_bytes(number: int) -> int:
+    """How many bytes of shared memory a block may have."""
+    return choices.MOST_SHARED
 
 
 def dlpack(view: Any, **options: Any) -> object:

@@ -150,21 +150,21 @@ def _run_rowwise(
         ):
             arrays = dict(zip(per_class, spread)) | dict(zip(per_row, rows))
             outer, _, inner = arrays["x"].shape
-            cluster, early = 1, False
+            cluster, early, shared = 1, False, 0
             numbers = (scale,) if problem.normalized else (share, uniform, scale)
             if problem.normalized:
                 kernel = compiled(rowwise_kernels.picks, code, stage)
                 blocks, threads = -(-outer * inner // choices.PLANE_THREADS), choices.PLANE_THREADS
             elif along:
                 even = _even(arrays)
-                shape = choices.row_shape(classes, code, stage, dense, home.capability)
-                threads, height, _, parts = shape
+                shape = choices.row_shape(classes, code, stage, dense, home.capability, home.shared)
+                threads, height, _, parts, room = shape
                 held, warp = shape.held(code, dense), choices.WARP
-                options = (code, mass_code, stage, dense, threads, height, held, parts, even, warp)
+                options = (code, mass_code, stage, dense, threads, height, held, parts, room > 0, even, warp)
                 early = chained(home) and bool(faults or factor_at)  # after that of labels, or of another piece
                 bounds = shape.bounds(code, stage, dense, even, home.capability)
                 kernel = compiled(row_kernels.rows, *options, chained(home), bounds=bounds)
-                cluster = max(parts, 1)
+                cluster, shared = max(parts, 1), shape.shared(code, classes)
                 blocks, threads = -(-outer // height) * cluster, threads * height
             else:
                 wide = _wide(arrays)
@@ -172,7 +172,7 @@ def _run_rowwise(
                 lanes = VECTOR_BYTES // x.dtype.itemsize if wide else 1
                 blocks, threads = -(-outer * inner // (lanes * choices.PLANE_THREADS)), choices.PLANE_THREADS
             arguments = _arguments(problem, arrays, factor_at, faults)
-            home.launch(kernel, blocks, threads, *arguments, *numbers, cluster=cluster, early=early)
+            home.launch(kernel, blocks, threads, *arguments, *numbers, cluster=cluster, early=early, shared=shared)
 
 
 def _arguments(problem: Rowwise, arrays: dict[str, Any], factor_at: int, faults: int) -> tuple[tuple[int, ...], ...]:

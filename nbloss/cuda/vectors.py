@@ -26,6 +26,34 @@ from nbloss.cuda.words import (
 )
 
 
+def turner(stored):
+    """A function that moves what begins at element `by` of two vectors side by side to the front."""
+    pair = 2 if stored.itemsize == 2 else 1
+    words = VECTOR_BYTES // stored.itemsize // pair
+    both = 2 * words
+
+    def turning(step):
+        @device_function
+        def turn(line, by):
+            if by & step:
+                for k in range(both - step):
+                    line[k] = line[k + step]
+
+        return turn
+
+    turn_2, turn_1 = turning(2), turning(1)
+
+    @device_function
+    def turned(line, by):
+        if words > 2:
+            turn_2(line, by // pair)
+        turn_1(line, by // pair)
+        for k in range(words if pair == 2 else 0):
+            line[k] = from_second_half(line[k], line[k + 1], by & 1 != 0)
+
+    return turned
+
+
 def row_access(code, threads, values, even, lowest, warp, once):
     """(fetch, put, words) for rows that `threads` threads share, each holding `values` classes of a span.
 
@@ -45,25 +73,7 @@ def row_access(code, threads, values, even, lowest, warp, once):
     # Short rows that come and go gain 5 to 10 % so; longer ones, and those that are written too, lose as much.
     load_if = load_words_past_l1_if if once and threads <= warp else load_words_if
 
-    def turner(step):
-        @device_function
-        def turn(line, by):
-            if by & step:
-                for k in range(both - step):
-                    line[k] = line[k + step]
-
-        return turn
-
-    turn_2, turn_1 = turner(2), turner(1)
-
-    @device_function
-    def turned(line, by):
-        """Move what begins at element `by` to the front."""
-        if words > 2:
-            turn_2(line, by // pair)
-        turn_1(line, by // pair)
-        for k in range(words if pair == 2 else 0):
-            line[k] = from_second_half(line[k], line[k + 1], by & 1 != 0)
+    turned = turner(stored)
 
     @device_function
     def room_from(first, end):
@@ -119,16 +129,16 @@ def row_access(code, threads, values, even, lowest, warp, once):
                 v[u * words + k] = line[k]
 
     @device_function
-    def put_even(v, u, address, first, room):
-        left = room_from(first, room)
+    def put_even(v, u, address, first, low, high):
+        left = room_from(first, high)
         if u * apart + lanes <= left:
             store_words(address + (first + u * apart) * size, v, u * words, stored)
 
     @cuda.jit(device=True)
-    def put_odd(v, address, first, room):
+    def put_odd(v, address, first, low, high):
         past = np.int32(address % VECTOR_BYTES // size)
         at = address + (first - past) * size
-        left = room_from(first, room) + past
+        left = room_from(first, high) + past
         lane = cuda.threadIdx.x & (width - 1)
         line = cuda.local.array(both, word)
         given = cuda.local.array(words, word)

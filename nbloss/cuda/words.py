@@ -28,6 +28,7 @@ from nbloss.half import decoded, encoded
 
 # What elements are held in.
 WORD = {"f": types.float32, "d": types.float64, "H": types.int32, "h": types.int32}
+PAST_L1 = "global.L1::no_allocate"
 KNOWN = np.int32(0)  # for `value_of`, where the compiler may know
 
 
@@ -82,14 +83,20 @@ def from_second_half(low, high, odd):
     return np.array([low, high], np.int32).view(np.int16)[1:3].view(np.int32)[0]
 
 
-def _loading_words(cache):
+def emit_loaded_words(context, builder, signature, words, at, loaded):
+    """Put what `load_if` gives into words[at], words[at + 1], …"""
+    for k, value in enumerate(loaded):
+        if signature.args[2].dtype == types.float32:
+            value = builder.bitcast(value, FLOAT[4])
+        builder.store(value, slot(context, builder, signature.args[2], words, at, k))
+    return context.get_dummy_value()
+
+
+def _loading_words(space):
     def emit(context, builder, signature, args):
         condition, address, words, at, _ = args
-        for k, value in enumerate(load_if(builder, condition, address, signature.args[4], cache)):
-            if signature.args[2].dtype == types.float32:
-                value = builder.bitcast(value, FLOAT[4])
-            builder.store(value, slot(context, builder, signature.args[2], words, at, k))
-        return context.get_dummy_value()
+        loaded = load_if(builder, condition, address, signature.args[4], space)
+        return emit_loaded_words(context, builder, signature, words, at, loaded)
 
     return emit
 
@@ -139,11 +146,11 @@ if not SIMULATED:
 
     @intrinsic
     def load_words_if(typingctx, condition, address, words, at, stored):
-        return types.void(types.boolean, types.int64, words, types.int64, stored), _loading_words("")
+        return types.void(types.boolean, types.int64, words, types.int64, stored), _loading_words("global")
 
     @intrinsic
     def load_words_past_l1_if(typingctx, condition, address, words, at, stored):
-        return types.void(types.boolean, types.int64, words, types.int64, stored), _loading_words(".L1::no_allocate")
+        return types.void(types.boolean, types.int64, words, types.int64, stored), _loading_words(PAST_L1)
 
     @intrinsic
     def store_words(typingctx, address, words, at, stored):
