@@ -1,27 +1,34 @@
 """How each shape of row kernel does on rows of so many classes: what nbloss/cuda/choices.py is set from.
 
 ``python -m bench.shapes`` compiles all candidates in several processes, which takes most of the time, and lets one
-after the other have the device for itself.
+after the other time what it has.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import multiprocessing
 import os
+import queue
+import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import machine, peers_cuda, store
 from bench.cases import VALUE, VALUE_AND_GRAD, WORKS, Case
 
-ROUNDS = 9
+ROUNDS = 12
+PROCESSES = 8  # each keeps the device's memory for the largest gradient that it has made, 4 GB
 CASES = [
     *(Case("cross_entropy", (32768, 1 << k), dtype) for dtype in ("float32", "bfloat16") for k in (8, *range(10, 15))),
     *(Case("cross_entropy", (8192, n), dtype) for dtype in ("float32", "bfloat16") for n in (32000, 50257, 128256)),
     *(Case("cross_entropy", (4096, 262144), dtype) for dtype in ("float32", "bfloat16")),
-    *(Case("cross_entropy", (8192, 32000), variant=variant) for variant in ("smoothing", "probabilities")),
+    *(Case("cross_entropy", (8192, n), variant=v) for n in (32000, 128256) for v in ("smoothing", "probabilities")),
     *(Case("cross_entropy", (8192, n), "float64") for n in (1000, 32000)),
 ]
 CODES = {"float32": "f", "bfloat16": "h", "float64": "d"}
@@ -35,19 +42,28 @@ class Job(NamedTuple):
     shape: Any
 
 
+def _device() -> tuple[tuple[int, int], int]:
+    """What shapes are chosen by: the device's compute capability, and the shared memory that a block may have."""
+    from nbloss.cuda.device import memory
+
+    return memory().capability(0), memory().shared_bytes(0)
+
+
 def jobs() -> list[Job]:
     """All that is worth measuring: shapes that hold the row, and give each of their threads some of it."""
     from nbloss.cuda import choices
 
-    def serves(case: Case, work: str, shape: Any) -> bool:
+    capability, shared = _device()
+
+    def is_worth(case: Case, work: str, shape: Any) -> bool:
         code, dense = CODES[case.dtype], bool(case.variant)
         classes = case.shape[1]
         spread = shape.threads * max(shape.parts, 1) * (16 if shape.parts > 1 else 4)
-        once = work == VALUE and shape.parts > 1  # a value alone needs no cluster
+        reads_once = work == VALUE and not dense  # which needs no cluster
         return (
-            not once
-            and shape.reach(code, dense) >= classes > spread
-            and bool(shape.serves(code, dense, (9, 0)))
+            not (reads_once and shape.parts > 1)
+            and shape.reach(code, dense, shared) >= classes > spread
+            and bool(shape.serves(code, dense, capability))
             and (shape.parts > 0 or classes >= 4096)
         )
 
@@ -56,15 +72,12 @@ def jobs() -> list[Job]:
         for case in CASES
         for work in (VALUE, VALUE_AND_GRAD)
         for shape in choices.CANDIDATES
-        if serves(case, work, shape)
+        if is_worth(case, work, shape)
     ]
 
 
-_turn: Any = None  # of a process, to have the device for itself
-
-
-def measured(job: Job) -> store.Row:
-    """The row of a job: its kernels are compiled beside others, and timed while this process has its turn."""
+def measured(job: Job, turn: Any) -> store.Row:
+    """The row of a job: its kernels are compiled beside others, and timed in this process's turn."""
     from nbloss.cuda import choices
 
     case, work, shape = job
@@ -73,15 +86,21 @@ def measured(job: Job) -> store.Row:
     x, target = peers_cuda.inputs_on_device(few)
     result = peers_cuda.PEERS["nbloss"](few, x, target, work).run()
     error = peers_cuda.error_of(few, work, result, 1.0, peers_cuda.reference(few, x, target, work))
-    with _turn:
-        x, target = peers_cuda.inputs_on_device(case)
-        contestant = peers_cuda.PEERS["nbloss"](case, x, target, work)
-        best = min(peers_cuda.seconds(contestant)[0] for _ in range(ROUNDS))
-        moved = x.nbytes * (2 if case.writes(work) else 1) + target.nbytes
-        del x, target, contestant, result
-        peers_cuda.free()
+    del x, target, result
+    with turn:
+        try:
+            x, target = peers_cuda.inputs_on_device(case)
+            moved = x.nbytes * (2 if case.writes(work) else 1) + target.nbytes
+            contestant = peers_cuda.PEERS["nbloss"](case, x, target, work)
+            rounds = [peers_cuda.seconds(contestant) for _ in range(ROUNDS)]
+            del x, target, contestant
+        finally:
+            peers_cuda.free()
+    in_time = [seconds for seconds, late in rounds if not late]  # the host was, or else it is part of the figure
+    best = min(in_time or [seconds for seconds, _ in rounds])
     row = {"test": "shapes", "loss": case.loss, "shape": case.size, "dtype": case.dtype, "work": work}
     row |= {"variant": case.variant} if case.variant else {}
+    row |= {} if in_time else {"late": True}
     return row | {
         "library": str(tuple(shape)),
         "best": best,
@@ -90,17 +109,31 @@ def measured(job: Job) -> store.Row:
     }
 
 
-def attempted(job: Job) -> store.Row | str:
-    """The row of a job, or a line that says what went wrong: one shape costs the others nothing."""
-    try:
-        return measured(job)
-    except Exception as error:
-        return f"{job.case} {WORKS[job.work]} {tuple(job.shape)}: {type(error).__name__}: {error}".splitlines()[0]
+class Turn:
+    """A lock between processes that a process which dies gives back."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("w")  # noqa: SIM115  for as long as the process lives
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
-def _begin(turn: Any) -> None:
-    global _turn
-    _turn = turn
+def work_through(asked: Any, answers: Any, path: str) -> None:
+    """Do jobs until one fails, for what a kernel did to this process's context would meet the next one."""
+    turn = Turn(path)
+    with contextlib.suppress(queue.Empty):
+        while True:
+            job = asked.get(timeout=1)
+            try:
+                answers.put(measured(job, turn))
+            except Exception as error:
+                line = f"{job.case} {WORKS[job.work]} {tuple(job.shape)}: {type(error).__name__}: {error}"
+                answers.put(line.splitlines()[0])
+                return
 
 
 def ranking(rows: list[store.Row]) -> str:
@@ -108,37 +141,51 @@ def ranking(rows: list[store.Row]) -> str:
     from nbloss.cuda import choices
     from nbloss.problem import GRADIENT, LOSS_ONLY
 
-    choices.forced = None
+    device = _device()
     lines = []
     for case, (work, form) in itertools.product(CASES, {VALUE: LOSS_ONLY, VALUE_AND_GRAD: GRADIENT}.items()):
-        chosen = tuple(choices.row_shape(case.shape[1], CODES[case.dtype], form, bool(case.variant), (9, 0)))
+        chosen = tuple(choices.row_shape(case.shape[1], CODES[case.dtype], form, bool(case.variant), *device))
         lines.append(f"{case} {WORKS[work]}")
         this = case.size, case.dtype, case.variant, work
         own = [row for row in rows if (row["shape"], row["dtype"], row.get("variant", ""), row["work"]) == this]
         for row in sorted(own, key=lambda row: float(row["best"])):
             star = "*" if row["library"] == str(chosen) else " "
             figures = f"{row['best'] * 1e3:.4f} ms {row['gbs']:.0f} GB/s, off by {row['error']:.0e}"
-            lines.append(f"{star} {row['library']:<28} {figures}")
+            lines.append(f"{star} {row['library']:<28} {figures}{' (host)' if 'late' in row else ''}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    processes = max((os.cpu_count() or 2) - 2, 1)
     run = {"date": time.strftime("%Y-%m-%d"), "command": "python -m bench.shapes", "quick": False}
     run["versions"] = machine.versions("cuda")
     results = store.Store(machine.describe("cuda"), run, print)
-    todo = jobs()
-    start = time.perf_counter()
+    todo, done, start = jobs(), 0, time.perf_counter()
     # Not forked: a process that has CUDA under way cannot be.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _begin, (context.Lock(),)) as pool:
-        for done, row in enumerate(pool.imap_unordered(attempted, todo), 1):
-            if isinstance(row, str):
-                print(f"[{done}/{len(todo)}] {row}", flush=True)
-                continue
-            results.add([row])
-            print(f"[{done}/{len(todo)}] {time.perf_counter() - start:.0f} s", end="\r", flush=True)
+    asked, answers = context.Queue(), context.Queue()
+    for job in todo:
+        asked.put(job)
+    workers: list[Any] = []
+    most = min(PROCESSES, max((os.cpu_count() or 2) - 2, 1))
+    with tempfile.NamedTemporaryFile() as turn:
+        while done < len(todo):
+            workers = [worker for worker in workers if worker.is_alive()]
+            if not workers and asked.empty() and answers.empty():
+                break  # some died without an answer
+            while len(workers) < most and not asked.empty():
+                workers.append(context.Process(target=work_through, args=(asked, answers, turn.name), daemon=True))
+                workers[-1].start()
+            with contextlib.suppress(queue.Empty):
+                answer = answers.get(timeout=1)
+                done += 1
+                if isinstance(answer, str):
+                    print(f"[{done}/{len(todo)}] {answer}", flush=True)
+                else:
+                    results.add([answer])
+                    print(f"[{done}/{len(todo)}] {time.perf_counter() - start:.0f} s", end="\r", flush=True)
     print(ranking(results.new_rows()))
+    if done < len(todo):
+        sys.exit(f"{len(todo) - done} of {len(todo)} were not measured: a process died")
 
 
 if __name__ == "__main__":

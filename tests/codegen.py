@@ -222,6 +222,7 @@ def figures(ptx, log):
     return {
         "registers": number(r"Used (\d+) registers"),
         "spills": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        "shared": number(r"(\d+) bytes smem"),
         "stack": number(r"(\d+) bytes stack frame"),
         "wide loads": len(re.findall(LOAD + r"[24]\.[ufb](?:32|64)", ptx)),
         "wide copies": len(re.findall(r"cp\.async\.cg\.shared\.global", ptx)),
@@ -268,7 +269,7 @@ def instructions_a_value(code, form, room=0, even=True):
 
 def main():
     heading = (
-        "registers spills stack wide-loads wide-copies wide-stores float64 loads-first instructions a-value "
+        "registers spills shared stack wide-loads wide-copies wide-stores float64 loads-first instructions a-value "
         "on-the-straight-path"
     )
     print(f"{'kernel for sm_90':<62}{'dtype':<10}{heading}")

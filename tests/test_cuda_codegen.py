@@ -55,6 +55,7 @@ def test_kernel(variant, target):
     crowded = "value" not in name and not staged and (name.startswith(("rows 512", "rows 1024")) or " parts" in name)
     assert found["spills"] <= (SPILLS.get((threads * blocks, " odd" in name), 0) if crowded else 0)
     assert found["stack"] <= found["spills"]  # the values of a thread lie in registers
+    assert not staged or 0 < found["shared"] <= choices.KEPT_SHARED
     assert found["registers"] * threads * max(blocks, 1) <= REGISTERS
     single_precision = code != "d" and not name.startswith(("sum", "scan", "convert"))
     assert not (single_precision and found["float64"])

@@ -12,9 +12,13 @@ from nbloss.problem import LOSS_ONLY
 
 SIZE = {"f": 4, "d": 8, "H": 2, "h": 2}
 WARP, VECTOR_BYTES = 32, 16
-# Bytes of shared memory that a block may have on an H100, and those of them that its threads tell each other things in.
-MOST_SHARED, KEPT_SHARED = 227 << 10, 1 << 10
-BESIDE = 3  # vectors of shared memory beside those of a row, which may begin and end off sixteen bytes
+# Bytes of shared memory that a block may have on an H100, and how many of them are kept for what threads and blocks
+# tell each other: 1 KiB at most, for dense rows of float64 in eight parts of 512 threads.
+MOST_SHARED, KEPT_SHARED = 227 << 10, 2 << 10
+# Vectors of shared memory beside those of a row: one before it, for what is written may begin off sixteen bytes, one
+# more that it lies in if it begins so itself, and one behind it, for neighbours are read in pairs.
+BESIDE = 3
+HALF, THIRD = 112 << 10, 72 << 10  # with which two and three blocks go on a multiprocessor
 PLANE_THREADS = 128
 # A thread of a pointwise kernel does up to so many vectors, fewer where that would make fewer blocks: 2048 are three
 # rounds of the 5 to 6 that fit on each of an H100's 132 multiprocessors.
@@ -47,7 +51,8 @@ class RowShape(NamedTuple):
         if dense or code == "d":
             return block, 1
         if self.room:
-            return block, max((1024 if self.words > 8 else 1536) // block, 1)
+            together = block if self.room > HALF else 1024 if self.words > 8 else 1536
+            return block, max(together // block, 1)
         if capability < (9, 0):
             together = 512 if even or self.parts else 256
         elif form == LOSS_ONLY:
@@ -62,8 +67,8 @@ class RowShape(NamedTuple):
 
     def serves(self, code: str, dense: bool, capability: tuple[int, int]) -> bool:
         """Whether there is such a kernel, without too few registers for its threads."""
-        if self.parts > 1 and (dense or capability < (9, 0)):
-            return False  # parts of a row know no mass of each other; clusters are new on sm_90
+        if self.parts > 1 and (capability < (9, 0) or (dense and not self.room)):
+            return False  # clusters are new on sm_90; registers hold too little of a row beside its masses
         if self.room and (capability < (8, 0) or self.held(code, dense) * SIZE[code] < VECTOR_BYTES):
             return False  # copies to shared memory that do not go by registers are new on sm_80
         if self.parts == 0 and capability < (9, 0):
@@ -100,14 +105,13 @@ AGAIN = (RowShape(512, 1, 32, 0), RowShape(256, 1, 32, 0))
 ROWS = (*WHOLE, *SHARED, *AGAIN)
 VALUES = (*WHOLE, AGAIN[-1])  # for its value alone, a row is read once by whoever reads it
 
-# Rows in shared memory, in a third of a multiprocessor's or all of it. No device has run them yet, so they are no
+# Rows in shared memory, in a part of a multiprocessor's or all of it. No device has run them yet, so they are no
 # default. A sketch of them in C took an H100 less time for values and gradients of 16384 and more classes than the
 # shapes above: 0.70 ms for 8192 x 32000 in float32 (0.74), 1.14 for 50257 (1.51), and 0.60 in bfloat16 (0.93).
-THIRD = 72 << 10
 STAGED = (
     RowShape(128, 1, 8, 1, 16 << 10),
     *(RowShape(256, 1, words, 1, THIRD) for words in (8, 16)),
-    *(RowShape(512, 1, 16, 1, room) for room in (MOST_SHARED // 2, MOST_SHARED)),
+    *(RowShape(512, 1, 16, 1, room) for room in (HALF, MOST_SHARED)),
     RowShape(1024, 1, 16, 1, MOST_SHARED),
     *(RowShape(256, 1, 16, parts, THIRD) for parts in (2, 4, 8)),
     *(RowShape(512, 1, 16, parts, THIRD) for parts in (4, 8)),

@@ -179,22 +179,29 @@ def unfused() -> Iterator[None]:
 def _load(kernel: Any, number: int, arguments: tuple[Any, ...], shared: int) -> tuple[Any, struct.Struct]:
     """Compile a kernel for a device, for arguments of these types: a kernel is never given others.
 
-    One that asks for shared memory may have as much as there is.
+    One that asks for `shared` memory at its launch may have as much as there is.
     """
     with on(number), unfused():
         (compiled,) = kernel.specialize(*arguments).overloads.values()
-        function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
+        handle = int(compiled.library.get_cufunc().handle)
         if shared:
-            error, fixed = driver.cuFuncGetAttribute(ATTRIBUTE.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function)
-            _checked((error,))
-            for attribute, most in (
-                (ATTRIBUTE.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes(number) - fixed),
-                (ATTRIBUTE.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),  # percent
-            ):
-                _checked(driver.cuFuncSetAttribute(function, attribute, most))
+            _let_share(driver.CUkernel(handle), number)
+        function = driver.CUfunction(handle)
     packed = struct.Struct("".join(PACKED.get(type(n), "q") for n in parameters(arguments)))
     _loaded[kernel, number] = function, packed
     return function, packed
+
+
+def _let_share(kernel: Any, number: int) -> None:
+    """Let a kernel ask for all the shared memory there is beside what it declares."""
+    device = driver.CUdevice(number)
+    error, declared = driver.cuKernelGetAttribute(ATTRIBUTE.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, kernel, device)
+    _checked((error,))
+    for attribute, value in (
+        (ATTRIBUTE.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes(number) - declared),
+        (ATTRIBUTE.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),  # percent
+    ):
+        _checked(driver.cuKernelSetAttribute(attribute, value, kernel, device))
 
 
 class Launch:

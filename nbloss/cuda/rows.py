@@ -106,6 +106,18 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
         below, ties = total_parts(below, ties)
         return top, below, ties
 
+    @cuda.jit(device=True)
+    def masses_of_all_parts(gap, mass_sum, part):
+        """The sums over a dense target from those of the parts, the same in each."""
+        slots = cuda.shared.array((pieces, 3), dtype)
+        begin_cluster()
+        tell_cluster(slots, part, gap, mass_sum, nothing)
+        lane = cuda.threadIdx.x & (warp - 1)
+        gap, mass_sum = nothing, nothing
+        if lane < pieces:
+            gap, mass_sum = slots[lane, 0], slots[lane, 1]
+        return total_parts(gap, mass_sum)
+
     @device_function
     def result_of(
         v, k, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a, q, q_class, weight, share, uniform
@@ -114,7 +126,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
         if keeps:
             return v[k] * unit * slope  # slope * unit may be subnormal
         j = start + k // lanes * apart + k % lanes
-        if dense and j >= reach:
+        if dense and ((staged and j < 0) or j >= reach):  # a mass is read for none but the row's own
             return nothing
         x = value_of(v, k, zero, stored)
         return entry(x, j, m, r, log_norm, state, slope, scale, a, q, q_class, weight, share, uniform)
@@ -140,7 +152,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
             label = load_label(t + i * t_outer, t_code, ignore)
             ignored = label == ignore
             active = not ignored and label >= 0 and label < classes
-        # This block's classes of the row, and up to which of them there is something to add up.
+        # The classes of a row, of the block's part of it if staged, and up to which of them there is something to add.
         low, high = ZERO, classes if exists else ZERO
         reach = classes if active else 0
         address = x + i * x_outer
@@ -217,6 +229,8 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
                         gap = add_gap(gap, mass_j, m, value_of(v, k, cuda.blockIdx.y, stored))
                         mass_sum += mass_j
             gap, mass_sum = masses(gap, mass_sum)
+            if pieces > 1:
+                gap, mass_sum = masses_of_all_parts(gap, mass_sum, part)
 
         if chained:
             wait_for_last()

@@ -18,7 +18,7 @@ SHARED = 3  # the address space
 
 
 def shared_room(size):
-    """The address of the `size` bytes of shared memory that the launch asked for, which sixteen divides."""
+    """An address that sixteen divides, of the `size` bytes of shared memory that the launch asked for."""
     return np.int64(cuda.shared.array(size, types.uint8).ctypes.data)
 
 

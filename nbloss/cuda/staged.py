@@ -20,10 +20,11 @@ def staged_access(code, threads, values, even):
     at a time.
 
     stage(room, address, low, high) copies the classes from `low` to `high` of the row at `address` to shared memory at
-    `room`, and gives the address there that class 0 of the row would have. fetch(v, place, first, high) reads the
-    thread's vectors from class `first` on, with -inf for those that begin at `high` or later and what lies past the
-    row. put(v, u, address, first, low, high) writes vector u of them, but for classes not from `low` to `high`; `first`
-    is where a vector of memory begins. `even`: all rows begin and end on sixteen bytes.
+    `room`, waits until the threads that are to read them can, and gives the address there that class 0 of the row would
+    have. fetch(v, place, first, high) reads the thread's vectors from class `first` on, with -inf for those that begin
+    at `high` or later and what lies past the row, and anything for what lies before `low`. put(v, u, address, first,
+    low, high) writes vector u of them, but for classes not from `low` to `high`; `first` is where a vector of memory
+    begins. `even`: all rows begin and end on sixteen bytes.
     """
     stored = STORED[code]
     size = stored.itemsize

@@ -43,7 +43,7 @@ def sync_warp():
 
 
 def begin_cluster():
-    """Tell the other blocks of the cluster that this one has begun; `tell_cluster` waits until all have."""
+    """Tell the other blocks of the cluster that this one has come here; `tell_cluster` waits until all have."""
 
 
 def tell_cluster(slots, part, m, below, ties):
@@ -51,14 +51,15 @@ def tell_cluster(slots, part, m, below, ties):
     thread = threading.current_thread()
     if cuda.threadIdx.x == 0:
         parts = len(slots)
-        board = BOARDS.setdefault(cuda.blockIdx.x // parts, {})
+        told = thread._manager.told = getattr(thread._manager, "told", 0) + 1
+        board = BOARDS.setdefault((cuda.blockIdx.x // parts, told), {})
         with POSTED:
             board[part] = m, below, ties
             POSTED.notify_all()
             POSTED.wait_for(lambda: len(board) == parts)
         slots[:] = [board[k] for k in range(parts)]
         if part == cuda.blockIdx.x % parts == parts - 1:
-            BOARDS.pop(cuda.blockIdx.x // parts, None)
+            BOARDS.pop((cuda.blockIdx.x // parts, told), None)
     thread.syncthreads()
 
 
@@ -71,7 +72,8 @@ def wait_for_last():
 
 
 POSTED = threading.Condition()
-BOARDS: dict[int, dict[int, tuple[float, float, float]]] = {}  # what the blocks of each cluster tell each other
+# What the blocks of each cluster tell each other, the first time and the next.
+BOARDS: dict[tuple[int, int], dict[int, tuple[float, float, float]]] = {}
 
 
 def _shared_array(shared, shape, dtype):
@@ -147,7 +149,7 @@ if not SIMULATED:
 
     @cuda.jit(device=True)
     def tell_cluster(slots, part, m, below, ties):
-        wait_for_cluster()  # until all blocks have begun: before, they have no shared memory
+        wait_for_cluster()  # until all blocks have begun: before, they have no shared memory to put anything into
         block = np.int64(cuda.threadIdx.x)
         if block < slots.shape[0]:
             share_with(slots, part * 3, m, block)
