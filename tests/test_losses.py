@@ -27,8 +27,8 @@ ROW_SHAPES = [  # (shape, class axis): few and many classes, with and without di
     ((2, 3, 300), 2),
     ((40, 3, 5), 1),
 ]
-if not SIMULATED:  # how rows are done on the CPU: groups of hardly more than a vector
-    ROW_SHAPES.append(((37, 20), 1))
+if not SIMULATED:  # how rows are done on the CPU: tiles of two blocks, groups of hardly more than a vector
+    ROW_SHAPES += [((37, 17), 1), ((37, 20), 1)]
 
 
 def check_entry_points(loss, expected, args, options, grad_output, dtype):

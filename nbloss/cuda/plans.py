@@ -220,20 +220,10 @@ class Rehearsal(Home):
         self.steps.append(lambda home, bases: home.has_fault(bases[base] + offset))
         return False
 
-    def launch(
-        self,
-        kernel: Any,
-        blocks: int,
-        threads: int,
-        *arguments: Any,
-        cluster: int = 1,
-        early: bool = False,
-        shared: int = 0,
-    ) -> None:
+    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any, **how: Any) -> None:
         numbers = enumerate(parameters(arguments))
         moved = [(k, *self.place(n)) for k, n in numbers if isinstance(n, int) and n >= SPAN]
-        memory = device.memory()
-        launch = memory.Launch(kernel, blocks, threads, self.number, arguments, cluster, early, shared, moved)
+        launch = device.memory().Launch(kernel, blocks, threads, self.number, arguments, moved=moved, **how)
         self.steps.append(lambda home, bases: launch.start(home.stream, bases))
 
     def download(self, view: DeviceView) -> Array:

@@ -11,7 +11,7 @@ from numba import cuda
 
 from nbloss.cuda.intrinsics import STORED, VECTOR_BYTES, device_function, store
 from nbloss.cuda.shared import copy_element_if, copy_vector, load_shared_if, wait_for_copies
-from nbloss.cuda.vectors import turner
+from nbloss.cuda.vectors import counter, turner
 from nbloss.cuda.words import KNOWN, WORD, store_words, value_of
 
 
@@ -32,12 +32,7 @@ def staged_access(code, threads, values, even):
     words = lanes // (2 if size == 2 else 1)
     vectors, apart, both = values // lanes, threads * lanes, 2 * words
     word = WORD[code]
-    turned = turner(stored)
-
-    @device_function
-    def room_from(first, end):
-        """How many classes lie from `first` to `end`, in 32 bits: no more than make a difference."""
-        return np.int32(min(max(end - first, -lanes), (vectors + 1) * apart))
+    turned, room_from = turner(stored), counter(lanes, (vectors + 1) * apart)
 
     @device_function
     def stage_even(room, address, low, high):

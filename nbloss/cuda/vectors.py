@@ -54,13 +54,24 @@ def turner(stored):
     return turned
 
 
+def counter(lanes, most):
+    """A function that says how many classes lie from `first` to `end`, in 32 bits: no more than make a difference."""
+
+    @device_function
+    def room_from(first, end):
+        return np.int32(min(max(end - first, -lanes), most))
+
+    return room_from
+
+
 def row_access(code, threads, values, even, lowest, warp, once):
     """(fetch, put, words) for rows that `threads` threads share, each holding `values` classes of a span.
 
     Both functions take the words v of a thread, the address of the row, the thread's first class in this span and the
-    number of classes; fetch gives -inf for what lies past the row. `even`: all rows begin and end on sixteen bytes, and
-    put, which writes one vector at a time then, takes its number after v. `once`: nothing is read again. `words` is how
-    many v has: for odd rows one vector more than the thread holds. All threads of a warp call them together.
+    number of classes, before which put is given 0; fetch gives -inf for what lies past the row. `even`: all rows begin
+    and end on sixteen bytes, and put, which writes one vector at a time then, takes its number after v. `once`: nothing
+    is read again. `words` is how many v has: for odd rows one vector more than the thread holds. All threads of a warp
+    call them together.
     """
     stored, word = STORED[code], WORD[code]
     size = stored.itemsize
@@ -72,13 +83,7 @@ def row_access(code, threads, values, even, lowest, warp, once):
     both = 2 * words
     # Short rows that come and go gain 5 to 10 % so; longer ones, and those that are written too, lose as much.
     load_if = load_words_past_l1_if if once and threads <= warp else load_words_if
-
-    turned = turner(stored)
-
-    @device_function
-    def room_from(first, end):
-        """How many classes lie from `first` to `end`, in 32 bits: no more than make a difference."""
-        return np.int32(min(max(end - first, -lanes), (vectors + 1) * apart))
+    turned, room_from = turner(stored), counter(lanes, (vectors + 1) * apart)
 
     @device_function
     def element_if(there, address):
