@@ -59,9 +59,8 @@ def jobs() -> list[Job]:
         code, dense = CODES[case.dtype], bool(case.variant)
         classes = case.shape[1]
         spread = shape.threads * max(shape.parts, 1) * (16 if shape.parts > 1 else 4)
-        reads_once = work == VALUE and not dense  # which needs no cluster
         return (
-            not (reads_once and shape.parts > 1)
+            not (work == VALUE and (shape.room or shape.parts > 1))  # it reads its row once, whoever holds it
             and shape.reach(code, dense, shared) >= classes > spread
             and bool(shape.serves(code, dense, capability))
             and (shape.parts > 0 or classes >= 4096)

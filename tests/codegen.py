@@ -23,11 +23,11 @@ TARGETS = ((8, 0), (9, 0))
 DTYPES = {"f": "float32", "h": "bfloat16", "H": "float16", "d": "float64"}
 FORMS = {LOSS_ONLY: "value", GRADIENT: "gradient", LOG_SOFTMAX: "log-softmax"}
 I64 = types.int64
-FEW = (choices.WHOLE[6], choices.SHARED[0], choices.AGAIN[1])
+FEW = (choices.WHOLE[6], choices.AGAIN[1])
 # One shape of each kind: of float64 and float16; of float32 and bfloat16.
 KINDS = (
-    (*FEW, choices.STAGED[2]),
-    (*FEW, *choices.WHOLE[::7], choices.WHOLE[3], *choices.SHARED[2:], choices.AGAIN[0], *choices.STAGED[2:9:3]),
+    (*FEW, choices.STAGED[0]),
+    (*FEW, *choices.WHOLE[:6:3], *choices.STAGED[1:4], choices.SHARED, choices.AGAIN[0]),
 )
 LOAD = r"ld\.(?:global(?:\.L1::no_allocate)?|shared)\.v"
 PREDICATED = "{ .reg .pred"  # how a load that may be left out begins
@@ -55,7 +55,7 @@ def variants(target, alike=True):
             mass = ", dense target" if dense else ""
             if form == LOG_SOFTMAX and (dense or not (alike or code != "H")):
                 continue
-            shapes = (*(choices.VALUES if form == LOSS_ONLY else choices.ROWS), *choices.STAGED)
+            shapes = choices.OTHERS if dense else choices.VALUES if form == LOSS_ONLY else choices.ROWS
             for shape, even in itertools.product(shapes, (True, False)):
                 odd_form = not even and (dense or form == LOG_SOFTMAX)
                 kinds = FEW[:1] if odd_form else KINDS[code in "fh"]

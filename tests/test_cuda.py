@@ -14,7 +14,6 @@ import nbloss
 from nbloss.cuda import choices, device
 from nbloss.cuda.arrays import DeviceArray
 from nbloss.cuda.device import Home
-from nbloss.problem import GRADIENT
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="needs NUMBA_ENABLE_CUDASIM=1, or a GPU and NBLOSS_TEST_CUDA=1")
 
@@ -472,34 +471,6 @@ def test_rows_of_several_blocks(rng, monkeypatch, room, size, parts, dtype):
     x[4, classes // 3] = np.nan
     values = nbloss.logsumexp(x)
     np.testing.assert_array_equal(np.isnan(values), np.arange(5) == 4)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", ["even", "odd"])
-def test_dense_targets_of_several_blocks(rng, monkeypatch, size, dtype):
-    """Blocks that hold a row together tell each other what they found of its target's mass."""
-    shape = choices.RowShape(256, 1, 16, 4, choices.THIRD)
-    if SIMULATED:
-        shape = choices.RowShape(8, 1, 16, 4, 640)
-        monkeypatch.setattr(choices, "WARP", 4)
-    code = {"float64": "d", "float32": "f"}.get(str(np.dtype(dtype)), "h")
-    classes = int(shape.reach(code, True)) - (16 if size == "even" else 13)
-    monkeypatch.setattr(choices, "forced", shape)
-    assert choices.row_shape(classes, code, GRADIENT, True, (9, 0)) == shape
-    x = (rng.standard_normal((3, classes)) * 3).astype(dtype)
-    labels, weight = rng.integers(0, classes, 3), rng.random(classes) + 0.5
-    probabilities = scipy.special.softmax(rng.standard_normal((3, classes)), axis=-1)
-    given = probabilities.astype(dtype)
-    for target, options in (
-        (labels, {"label_smoothing": 0.1}),
-        (labels, {"label_smoothing": 0.3, "weight": weight.astype("f8" if code == "d" else "f4")}),
-        (given, {}),
-    ):
-        loss, gradient = nbloss.cross_entropy.value_and_grad(x, target, reduction="none", **options)
-        exact = target if target is labels else target.astype(np.float64)
-        expected = reference.cross_entropy(x.astype(np.float64), exact, reduction="none", **options)
-        close(loss, expected[0], "float64" if code == "d" else dtype, np.abs(expected[0]).max())
-        close(gradient.astype(np.float64), expected[1], dtype, np.abs(expected[1]).max())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

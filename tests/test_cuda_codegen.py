@@ -21,7 +21,7 @@ REGISTERS = 65536  # of a multiprocessor: a block that needs more cannot start
 
 # Bytes that gradients may spill where more threads than there are registers for were faster on a device than fewer
 # without spills (nbloss.cuda.choices): by threads of a multiprocessor, and whether rows are odd.
-SPILLS = {(1024, False): 40, (768, True): 80, (1024, True): 130}
+SPILLS = {(1024, False): 40, (1024, True): 130}
 
 # Most instructions for each value that a pointwise kernel may take on its straight path, in float32 and in 16 bits. The
 # time that memory takes for loss and gradient would do for 115 and 57. Products that are rounded before they are added

@@ -1,7 +1,7 @@
 """Every choice by size of the CUDA backend: which shape of kernel takes rows of so many classes, and what others take.
 
-Shapes are set from what an H100 took with about 270 kernels, for rows of 256 to 262144 classes in float32 and bfloat16,
-value and gradient: ``python -m bench.shapes`` measures the candidates again.
+Shapes are set from what an H100 took with 401 kernels, for rows of 256 to 262144 classes in float32 and bfloat16, some
+of float64 and beside dense targets, value and gradient: ``python -m bench.shapes`` measures the candidates again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from nbloss.problem import LOSS_ONLY
 SIZE = {"f": 4, "d": 8, "H": 2, "h": 2}
 WARP, VECTOR_BYTES = 32, 16
 # Bytes of shared memory that a block may have on an H100, and how many of them are kept for what threads and blocks
-# tell each other: 1 KiB at most, for dense rows of float64 in eight parts of 512 threads.
+# tell each other, which is less than 1 KiB.
 MOST_SHARED, KEPT_SHARED = 227 << 10, 2 << 10
 # Vectors of shared memory beside those of a row: one before it, for what is written may begin off sixteen bytes, one
 # more that it lies in if it begins so itself, and one behind it, for neighbours are read in pairs.
@@ -67,9 +67,11 @@ class RowShape(NamedTuple):
 
     def serves(self, code: str, dense: bool, capability: tuple[int, int]) -> bool:
         """Whether there is such a kernel, without too few registers for its threads."""
-        if self.parts > 1 and (capability < (9, 0) or (dense and not self.room)):
-            return False  # clusters are new on sm_90; registers hold too little of a row beside its masses
-        if self.room and (capability < (8, 0) or self.held(code, dense) * SIZE[code] < VECTOR_BYTES):
+        if dense and (self.parts > 1 or self.room):
+            return False
+        if self.parts > 1 and capability < (9, 0):
+            return False  # clusters are new on sm_90
+        if self.room and capability < (8, 0):
             return False  # copies to shared memory that do not go by registers are new on sm_80
         if self.parts == 0 and capability < (9, 0):
             return self.threads < 512
@@ -88,8 +90,8 @@ class RowShape(NamedTuple):
         return (-(-vectors // self.parts) + BESIDE) * VECTOR_BYTES if self.room else 0
 
 
-# The first that reaches is taken: one block that holds a row, several that do, one that goes over it. It is not asked
-# where a row begins, for no sum may be added in another order for that.
+# The first that serves and reaches is taken: registers of a block, shared memory of one or several, registers of
+# several, none. It is not asked where a row begins, for no sum may be added in another order for that.
 WHOLE = (
     RowShape(8, 16, 16, 1),
     RowShape(8, 16, 32, 1),
@@ -98,37 +100,32 @@ WHOLE = (
     RowShape(64, 1, 32, 1),
     RowShape(128, 1, 32, 1),
     RowShape(256, 1, 32, 1),
-    RowShape(512, 1, 32, 1),
 )
-SHARED = (*(RowShape(256, 1, 32, parts) for parts in (4, 8)), *(RowShape(n, 1, 32, 8) for n in (512, 1024)))
-AGAIN = (RowShape(512, 1, 32, 0), RowShape(256, 1, 32, 0))
-ROWS = (*WHOLE, *SHARED, *AGAIN)
-VALUES = (*WHOLE, AGAIN[-1])  # for its value alone, a row is read once by whoever reads it
-
-# Rows in shared memory, in a part of a multiprocessor's or all of it. No device has run them yet, so they are no
-# default. A sketch of them in C took an H100 less time for values and gradients of 16384 and more classes than the
-# shapes above: 0.70 ms for 8192 x 32000 in float32 (0.74), 1.14 for 50257 (1.51), and 0.60 in bfloat16 (0.93).
 STAGED = (
-    RowShape(128, 1, 8, 1, 16 << 10),
-    *(RowShape(256, 1, words, 1, THIRD) for words in (8, 16)),
-    *(RowShape(512, 1, 16, 1, room) for room in (HALF, MOST_SHARED)),
-    RowShape(1024, 1, 16, 1, MOST_SHARED),
-    *(RowShape(256, 1, 16, parts, THIRD) for parts in (2, 4, 8)),
-    *(RowShape(512, 1, 16, parts, THIRD) for parts in (4, 8)),
-    *(RowShape(1024, 1, 16, parts, MOST_SHARED) for parts in (2, 4)),
+    *(RowShape(256, 1, 16, parts, THIRD) for parts in (1, 2)),
+    RowShape(512, 1, 16, 1, MOST_SHARED),
+    *(RowShape(256, 1, 16, parts, THIRD) for parts in (4, 8)),
 )
+SHARED = RowShape(1024, 1, 32, 8)
+AGAIN = RowShape(512, 1, 32, 0), RowShape(128, 1, 32, 0)
+ROWS = (*WHOLE, *STAGED, SHARED, *AGAIN)
+# For its value alone a row is read once by whoever reads it. OTHERS are values of rows that end off sixteen bytes, and
+# all beside dense targets: from shared memory those took 0.97 to 1.14 times as long as read again.
+VALUES, OTHERS = (*WHOLE, *AGAIN), (*WHOLE, AGAIN[1])
 
 # What a benchmark tries besides: other blocks for rows of the same size.
 CANDIDATES = (
     *ROWS,
-    *STAGED,
-    RowShape(16, 8, 16, 1),
-    RowShape(16, 8, 32, 1),
-    RowShape(128, 1, 32, 0),
-    *(RowShape(threads, 1, 32, 2) for threads in (128, 256, 512)),
-    RowShape(128, 1, 32, 4),
-    RowShape(128, 1, 32, 8),
-    RowShape(512, 1, 32, 4),
+    *(RowShape(16, 8, words, 1) for words in (16, 32)),
+    RowShape(512, 1, 32, 1),
+    RowShape(256, 1, 32, 0),
+    *(RowShape(256, 1, 32, parts) for parts in (4, 8)),
+    RowShape(512, 1, 32, 8),
+    RowShape(128, 1, 8, 1, 16 << 10),
+    RowShape(256, 1, 8, 1, THIRD),
+    *(RowShape(512, 1, 16, parts, HALF) for parts in (1, 2)),
+    *(RowShape(threads, 1, 16, 8, MOST_SHARED) for threads in (512, 1024)),
+    *(RowShape(1024, 1, 16, parts, MOST_SHARED) for parts in (1, 2)),
 )
 
 forced: RowShape | None = None  # by a benchmark or a test, for the rows that it reaches
@@ -138,6 +135,7 @@ def row_shape(
     classes: int, code: str, form: int, dense: bool, capability: tuple[int, int], shared: int = MOST_SHARED
 ) -> RowShape:
     """The shape for rows of so many classes, where a block may have so many bytes of shared memory."""
-    shapes = VALUES if form == LOSS_ONLY else ROWS
+    fills = classes * SIZE[code] % VECTOR_BYTES == 0
+    shapes = ROWS if form != LOSS_ONLY and not dense else VALUES if fills and not dense else OTHERS
     shapes = shapes if forced is None else (forced, *shapes)
     return next(s for s in shapes if s.reach(code, dense, shared) >= classes and s.serves(code, dense, capability))

@@ -106,18 +106,6 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
         below, ties = total_parts(below, ties)
         return top, below, ties
 
-    @cuda.jit(device=True)
-    def masses_of_all_parts(gap, mass_sum, part):
-        """The sums over a dense target from those of the parts, the same in each."""
-        slots = cuda.shared.array((pieces, 3), dtype)
-        begin_cluster()
-        tell_cluster(slots, part, gap, mass_sum, nothing)
-        lane = cuda.threadIdx.x & (warp - 1)
-        gap, mass_sum = nothing, nothing
-        if lane < pieces:
-            gap, mass_sum = slots[lane, 0], slots[lane, 1]
-        return total_parts(gap, mass_sum)
-
     @device_function
     def result_of(
         v, k, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a, q, q_class, weight, share, uniform
@@ -126,7 +114,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
         if keeps:
             return v[k] * unit * slope  # slope * unit may be subnormal
         j = start + k // lanes * apart + k % lanes
-        if dense and ((staged and j < 0) or j >= reach):  # a mass is read for none but the row's own
+        if dense and j >= reach:  # a mass is read for none but the row's own
             return nothing
         x = value_of(v, k, zero, stored)
         return entry(x, j, m, r, log_norm, state, slope, scale, a, q, q_class, weight, share, uniform)
@@ -229,8 +217,6 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
                         gap = add_gap(gap, mass_j, m, value_of(v, k, cuda.blockIdx.y, stored))
                         mass_sum += mass_j
             gap, mass_sum = masses(gap, mass_sum)
-            if pieces > 1:
-                gap, mass_sum = masses_of_all_parts(gap, mass_sum, part)
 
         if chained:
             wait_for_last()
