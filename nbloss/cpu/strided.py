@@ -4,7 +4,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import Vec, compiled_raw, llvm_vector, nothing
+from nbloss.cpu.arithmetic import Vec, compiled_raw, llvm_vector, nothing, opaque
 from nbloss.cpu.lanes import lanes
 from nbloss.cpu.memory import aligned_at, decode, encode, load, storage, store, stream
 from nbloss.cpu.partial import load_first, store_first
@@ -22,7 +22,7 @@ def _(context, builder, sig, args):
     vt = llvm_vector(sig.return_type)
     element, _ = storage(sig.args[0])
     raw = ir.Constant(ir.VectorType(element, vt.count), ir.Undefined)
-    last = builder.sub(context.cast(builder, args[2], sig.args[2], types.intp), ir.Constant(ir.IntType(64), 1))
+    last = _last(context, builder, sig, args)
     for k in range(vt.count):
         k = ir.Constant(ir.IntType(64), k)
         clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
@@ -30,6 +30,12 @@ def _(context, builder, sig, args):
         item.align = 1
         raw = builder.insert_element(raw, item, builder.trunc(k, ir.IntType(32)))
     return decode(builder, sig.args[0].dtype, raw, vt)
+
+
+def _last(context, builder, sig, args):
+    """args[2] - 1."""
+    count = opaque(builder, context.cast(builder, args[2], sig.args[2], types.intp))
+    return builder.sub(count, ir.Constant(ir.IntType(64), 1))
 
 
 def _strided_pointer(context, builder, sig, args, k):
@@ -49,7 +55,7 @@ def scatter(a, i, count, value):
 @compiled_raw(scatter, nothing)
 def _(context, builder, sig, args):
     value = encode(builder, sig.args[0].dtype, args[3])
-    last = builder.sub(context.cast(builder, args[2], sig.args[2], types.intp), ir.Constant(ir.IntType(64), 1))
+    last = _last(context, builder, sig, args)
     # Downwards: lanes past `count` land on the last element before its own value does.
     for k in reversed(range(value.type.count)):
         k = ir.Constant(ir.IntType(64), k)
