@@ -1,10 +1,14 @@
 """Arrays of any layout give what a contiguous float64 copy gives."""
 
+import ctypes
+import mmap
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from conftest import SIMULATED, close
+from conftest import CUDA, SIMULATED, close
 
 import nbloss
 
@@ -172,3 +176,39 @@ def test_no_write_outside_out(rng, dtype, classes):
     frame = np.ones(buffer.shape, bool)
     frame[1:-1, 1:-1] = False
     assert (buffer[frame].astype(float) == 5).all()
+
+
+@pytest.fixture
+def at_the_end():
+    """A function that copies an array to where its last byte is the last that may be read or written."""
+    if CUDA or sys.platform != "linux":
+        pytest.skip("about memory that Linux guards")
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    kept = []
+
+    def copied(a):
+        pages = -(-a.nbytes // mmap.PAGESIZE)
+        kept.append(memory := mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE))
+        end = pages * mmap.PAGESIZE
+        guard = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + end
+        assert protect(ctypes.c_void_p(guard), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        copy = np.frombuffer(memory, np.uint8)[end - a.nbytes : end].view(a.dtype).reshape(a.shape)
+        copy[...] = a
+        return copy
+
+    return copied
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", BFLOAT16], ids=str)
+@pytest.mark.parametrize("classes", [1, 3, 10, 16, 19, 40, 100, 500, 1001])
+def test_nothing_past_the_end_is_touched(rng, at_the_end, classes, dtype):
+    """Whole vectors are read and written where a row ends within them, but for the last rows, or here is a crash."""
+    for rows in (1, 15, 16, 33, 129):
+        x, labels = rng.standard_normal((rows, classes)).astype(dtype), rng.integers(0, classes, rows)
+        given, out = at_the_end(x), at_the_end(np.zeros_like(x))
+        loss, _ = nbloss.cross_entropy.value_and_grad(given, at_the_end(labels), out=out)
+        expected, kept = nbloss.cross_entropy.value_and_grad(x, labels)
+        assert loss == expected
+        np.testing.assert_array_equal(out, kept)
+        nbloss.cross_entropy.grad(given, labels, out=given)
+        np.testing.assert_array_equal(given, kept)
