@@ -79,14 +79,10 @@ def on_the_device():
         if SIMULATED:  # blocks of a few threads, with two to a warp, and spans that rows do not fit in
             patch.setattr(choices, "WARP", 2)
             shape = choices.RowShape
-            whole, again = (shape(2, 2, 16, 1), shape(4, 1, 16, 1)), (shape(4, 1, 64, 0),)
+            shapes = (shape(2, 2, 16, 1), shape(4, 1, 16, 1), shape(4, 1, 64, 0))
             staged = (shape(4, 1, 16, 1, 448), shape(4, 1, 16, 2, 448))
-            for name, shapes in (
-                ("ROWS", (*whole, *staged, *again)),
-                ("VALUES", (*whole, *again)),
-                ("OTHERS", (*whole, *again)),
-            ):
-                patch.setattr(choices, name, shapes)
+            for name in ("ROWS", "VALUES", "OTHERS"):
+                patch.setattr(choices, name, (*shapes[:-1], *staged, shapes[-1]))
             for name, threads in (
                 ("PLANE_THREADS", 4),
                 ("POINT_THREADS", 4),

@@ -447,7 +447,7 @@ def test_rows_of_several_blocks(rng, monkeypatch, room, size, parts, dtype):
     """Blocks that hold a row together tell each other what they found; as bits for any alignment and in place too."""
     shape = choices.RowShape(256, 1, 32, parts, room)
     if SIMULATED:
-        shape = choices.RowShape(8, 1, 16, parts, room and 640)
+        shape = choices.RowShape(4, 1, 16, parts, room and 640)
         monkeypatch.setattr(choices, "WARP", 4)  # as many lanes as parts
     code = {"float64": "d", "float32": "f"}.get(str(np.dtype(dtype)), "h")
     most = int(shape.reach(code, False))
