@@ -204,7 +204,8 @@ def test_plans_keep_no_array(rng, name, options, form):
     kept = [weakref.ref(a) for a in (x, target, *results, *given.values()) if isinstance(a, np.ndarray)]
     assert plans._plans or (name, form) == ("binary_cross_entropy", "in place") or "mse" in name
     del x, target, given, results
-    gc.collect()
+    if any(r() is not None for r in kept):  # in a cycle; to look for those takes half a second
+        gc.collect()
     assert not any(r() is not None for r in kept)
 
 
