@@ -137,6 +137,10 @@ class _Block:
     def store_row(self, value, pointer, left, r):
         """Write row r, and beyond it as long as that is `left`: rows that are written after it, up to the last."""
         b = self.builder
+        if HAS_AVX512:
+            with b.if_then(b.icmp_signed("<", ir.Constant(left.type, r), self.rows)):
+                store_some(self.context, b, value, pointer, self.classes)
+            return
         with b.if_else(b.icmp_signed(">=", left, ir.Constant(left.type, self.vt.count))) as (whole, part):
             with whole:
                 b.store(value, pointer).align = self.size
