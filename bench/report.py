@@ -152,14 +152,16 @@ def case_of(row: dict[str, Any]) -> Case:
 
 def footnote(results: Results, notes: str = NOTES) -> str:
     machine = results["machine"]
-    latest = max(results["runs"], key=lambda run: run["id"])
+    shown = {row["run"] for row in results["rows"] if row["test"] != "shapes"}
+    shown_runs = [run for run in results["runs"] if run["id"] in shown]
+    latest = max(shown_runs, key=lambda run: run["id"])
     versions = ", ".join(f"{name} {version}" for name, version in latest["versions"].items())
     ceilings: dict[str, list[float]] = {"copy": [], "read": []}
     for row in results["rows"]:
         if "ceiling" in row:
             ceilings["copy" if case_of(row).writes(row["work"]) else "read"].append(row["ceiling"])
     bandwidth = ", ".join(f"{name} {_range(min(v), max(v))} GB/s" for name, v in ceilings.items() if v)
-    runs = "" if len(results["runs"]) == 1 else f" (rows of {len(results['runs'])} runs; versions are the last one's)"
+    runs = "" if len(shown_runs) == 1 else f" (rows of {len(shown_runs)} runs; versions are the last one's)"
     threads = f"{machine['threads']} threads, " if machine["device"] == "cpu" else ""
     head = (
         f"{machine['name']}, {threads}{machine['system']}; {versions}; {latest['date']}; "

@@ -26,8 +26,8 @@ I64 = types.int64
 FEW = (choices.WHOLE[6], choices.AGAIN[1])
 # One shape of each kind: of float64 and float16; of float32 and bfloat16.
 KINDS = (
-    (*FEW, choices.STAGED[0]),
-    (*FEW, *choices.WHOLE[:6:3], *choices.STAGED[1:3], choices.SHARED, choices.AGAIN[0]),
+    (*FEW, choices.STAGED[0], choices.SHARED),
+    (*FEW, *choices.WHOLE[:6:3], *choices.STAGED[:3], choices.SHARED, choices.AGAIN[0]),
 )
 LOAD = r"ld\.(?:global(?:\.L1::no_allocate)?|shared)\.v"
 PREDICATED = "{ .reg .pred"  # how a load that may be left out begins

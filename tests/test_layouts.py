@@ -212,3 +212,9 @@ def test_nothing_past_the_end_is_touched(rng, at_the_end, classes, dtype):
         np.testing.assert_array_equal(out, kept)
         nbloss.cross_entropy.grad(given, labels, out=given)
         np.testing.assert_array_equal(given, kept)
+        given = at_the_end(x)
+        windows = np.lib.stride_tricks.sliding_window_view(at_the_end(x[0].repeat(2)), classes)[-rows:]
+        rows_apart = at_the_end(np.zeros((rows, 2 * mmap.PAGESIZE // x.itemsize), dtype))[:, -classes:]
+        for view in (given[::-1], windows, np.broadcast_to(given[-1], x.shape), rows_apart):
+            expected = nbloss.logsumexp(view.copy())
+            np.testing.assert_array_equal(nbloss.logsumexp(view), expected)

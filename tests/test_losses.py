@@ -12,8 +12,6 @@ from scipy import special
 import nbloss
 
 DTYPES = ["float16", ml_dtypes.bfloat16, "float32", "float64"]
-# On a device, the value of a row of more than 32 KB is not to the bit what comes with a gradient.
-LONG = 700 if SIMULATED else 4000 if CUDA else 5000
 ROW_SHAPES = [  # (shape, class axis): few and many classes, with and without dimensions after the classes
     ((7,), 1),
     ((1, 1), 1),
@@ -23,7 +21,7 @@ ROW_SHAPES = [  # (shape, class axis): few and many classes, with and without di
     ((few(37), 100), 1),
     ((4, 300), 1),
     ((4, 500), 1),
-    ((3, LONG), 1),
+    ((3, few(5000, 700)), 1),
     ((2, 6, 33), 1),
     ((3, 4, 2, 5), 1),
     ((2, 3, 300), 2),
@@ -40,7 +38,11 @@ def check_entry_points(loss, expected, args, options, grad_output, dtype):
     close(gradient, expected[1], dtype, scale=np.abs(expected[1]).max(initial=0))
     assert gradient.dtype == dtype
     assert np.asarray(value).dtype == (np.float64 if dtype == np.float64 else np.float32)
-    np.testing.assert_array_equal(loss(*args, **options), value)
+    # On a device, the value of a row of more than 32 KB is added in another order than with its gradient.
+    if CUDA and "axis" in options and max(np.shape(args[0])) * np.dtype(dtype).itemsize > 32 << 10:
+        close(loss(*args, **options), expected[0], "float32" if np.dtype(dtype).itemsize < 4 else dtype)
+    else:
+        np.testing.assert_array_equal(loss(*args, **options), value)
     np.testing.assert_array_equal(loss.grad(*args, grad_output, **options), gradient)
     out = np.full_like(gradient, 7)
     assert loss.value_and_grad(*args, grad_output, out, **options)[1] is out

@@ -1,7 +1,7 @@
 """Every choice by size of the CUDA backend: which shape of kernel takes rows of so many classes, and what others take.
 
 Shapes are set from what an H100 took with 401 kernels, for rows of 256 to 262144 classes in float32 and bfloat16, some
-of float64 and beside dense targets, value and gradient: ``python -m bench.shapes`` measures the candidates again.
+of float64 and beside dense targets, value and gradient: ``python -m bench.shapes`` measures those that are left.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RowShape(NamedTuple):
         """Threads of a block, and how many blocks a multiprocessor must have registers for at the same time.
 
         768 threads may have 80 registers each, which gradients need; 1024 may have 64, which spills a few of them, and
-        pays where threads wait for others: 8192 x 128256 in float32 takes 3.00 ms so, and 4.01 ms with 95 registers.
+        pays where threads wait for others: 8192 x 128256 in float32 took 3.00 ms so, and 4.01 ms with 95 registers.
         """
         block = self.threads * self.height
         if dense or code == "d":
@@ -110,7 +110,7 @@ SHARED = RowShape(1024, 1, 32, 8)
 AGAIN = RowShape(512, 1, 32, 0), RowShape(128, 1, 32, 0)
 ROWS = (*WHOLE, *STAGED, SHARED, *AGAIN)
 # For its value alone a row is read once by whoever reads it. OTHERS are values of rows that end off sixteen bytes, and
-# all beside dense targets: from shared memory those took 0.97 to 1.14 times as long as read again.
+# all beside dense targets: from shared memory those took 0.97 to 1.41 times as long as read again.
 VALUES, OTHERS = (*WHOLE, *AGAIN), (*WHOLE, AGAIN[1])
 
 # What a benchmark tries besides: other blocks for rows of the same size.
