@@ -79,14 +79,17 @@ def _term(builder, count, size):
 
 
 def either(builder, condition, value, other):
-    """What `value` emits where the condition holds, `other` elsewhere."""
-    before = builder.block
-    with builder.if_then(condition):
-        value = value()
-        within = builder.block
+    """What `value` emits where the condition holds, elsewhere `other`, or what that emits."""
+    with builder.if_else(condition) as (then, otherwise):
+        with then:
+            value = value()
+            within = builder.block
+        with otherwise:
+            other = other() if callable(other) else other
+            beside = builder.block
     merged = builder.phi(other.type)
     merged.add_incoming(value, within)
-    merged.add_incoming(other, before)
+    merged.add_incoming(other, beside)
     return merged
 
 

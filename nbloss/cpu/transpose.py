@@ -69,6 +69,7 @@ class _Block:
         self.vt = llvm_vector(self.vec)
         self.element, self.size = storage(sig.args[2])
         self.stored = ir.VectorType(self.element, self.vt.count)
+        self.line = ir.Constant(self.rows.type, self.size * self.vt.count)  # bytes of a vector
         self.array = context.make_array(sig.args[2])(context, builder, self.x)
 
     def row(self, r):
@@ -78,9 +79,14 @@ class _Block:
         data = b.bitcast(self.array.data, BYTE)
         return b.bitcast(b.gep(data, [offset]), self.stored.as_pointer())
 
-    def after(self, pointer, step):
-        """Address so many bytes further."""
-        return self.builder.bitcast(self.builder.gep(self.builder.bitcast(pointer, BYTE), [step]), pointer.type)
+    def each(self, pointer, step, left):
+        """Address of each row, and bytes that are left from there, of as many rows as a vector has lanes."""
+        b = self.builder
+        for r in range(self.vt.count):
+            if r:
+                pointer = b.bitcast(b.gep(b.bitcast(pointer, BYTE), [step]), pointer.type)
+                left = b.sub(left, step)
+            yield pointer, left
 
     def all_rows(self):
         """Address of the first row, bytes to the next, and bytes to the end of the last if there is no gap between
@@ -91,7 +97,6 @@ class _Block:
         b, i64 = self.builder, self.rows.type
         count = ir.Constant(i64, self.vt.count)
         first, step = self.row(ir.Constant(i64, 0)), b.extract_value(self.array.strides, 1)
-        line = self.size * self.vt.count
         left = b.add(b.mul(step, ir.Constant(i64, self.vt.count - 1)), b.mul(self.classes, ir.Constant(i64, self.size)))
         # Rows with a gap between them end where they end: what lies in there may be nobody's.
         row = b.mul(b.extract_value(self.array.shape, 0), ir.Constant(i64, self.size))
@@ -107,7 +112,7 @@ class _Block:
                 b.store(row, b.gep(copy, [loop.index])).align = self.size
             copied = b.block
         found = []
-        of_copies = copy, ir.Constant(i64, line), ir.Constant(i64, line * self.vt.count)
+        of_copies = copy, self.line, ir.Constant(i64, self.line.constant * self.vt.count)
         for there, of_copy in zip((first, step, left), of_copies):
             found.append(b.phi(there.type))
             found[-1].add_incoming(there, before)
@@ -123,32 +128,33 @@ class _Block:
         b = self.builder
         if HAS_AVX512 or self.size == 8:
             return load_some(self.context, b, pointer, self.stored, self.classes)
-        line = ir.Constant(left.type, self.size * self.vt.count)
-        with b.if_else(b.icmp_signed(">=", left, line)) as (whole, part):
-            with whole:
-                row = b.load(pointer)
-                row.align = 1
-                from_whole = b.block
-            with part:
-                some = load_some(self.context, b, pointer, self.stored, self.classes)
-                from_part = b.block
-        found = b.phi(self.stored)
-        found.add_incoming(row, from_whole)
-        found.add_incoming(some, from_part)
-        return found
+
+        def whole():
+            row = b.load(pointer)
+            row.align = 1
+            return row
+
+        def part():
+            return load_some(self.context, b, pointer, self.stored, self.classes)
+
+        return either(b, b.icmp_signed(">=", left, self.line), whole, part)
 
     def store_row(self, value, pointer, left, r):
         """Write row r, and beyond it as long as that is `left`: rows that are written after it, up to the last."""
         b = self.builder
-        if HAS_AVX512:
+
+        def part():
             with b.if_then(b.icmp_signed("<", ir.Constant(left.type, r), self.rows)):
                 store_some(self.context, b, value, pointer, self.classes)
+
+        if HAS_AVX512:
+            part()
             return
-        with b.if_else(b.icmp_signed(">=", left, ir.Constant(left.type, self.vt.count))) as (whole, part):
-            with whole:
+        with b.if_else(b.icmp_signed(">=", left, self.line)) as (then, otherwise):
+            with then:
                 b.store(value, pointer).align = 1
-            with part, b.if_then(b.icmp_signed("<", ir.Constant(left.type, r), self.rows)):
-                store_some(self.context, b, value, pointer, self.classes)
+            with otherwise:
+                part()
 
     def column(self, c):
         """Address of the tile's vector of class c."""
@@ -161,12 +167,9 @@ def _(context, builder, sig, args):
     block = _Block(context, builder, sig, args)
     i64 = ir.IntType(64)
     lowest = ir.Constant(block.vt, [-np.inf] * block.vt.count)
-    vectors = []
-    pointer, step, left = block.all_rows()
-    for r in range(block.vt.count):
-        if r:
-            pointer, left = block.after(pointer, step), builder.sub(left, step)
-        vectors.append(decode(builder, sig.args[2].dtype, block.load_row(pointer, left), block.vt))
+    dtype = sig.args[2].dtype
+    rows = block.each(*block.all_rows())
+    vectors = [decode(builder, dtype, block.load_row(*row), block.vt) for row in rows]
     top, other = lowest, lowest  # of every second class: half as many wait for each other
     for c, vector in enumerate(_transpose(builder, vectors)):
 
@@ -189,11 +192,10 @@ def _(context, builder, sig, args):
         vector.align = 4
         vectors.append(vector)
     pointer, step = block.row(ir.Constant(i64, 0)), builder.extract_value(block.array.strides, 1)
-    # Elements up to the end of the last row, where rows follow each other and are written whole.
+    # Bytes up to the end of the last row, where rows follow each other and are written whole.
     follow = builder.icmp_signed("==", step, builder.mul(block.classes, ir.Constant(i64, block.size)))
-    left = builder.select(follow, builder.mul(block.rows, block.classes), ir.Constant(i64, 0))
-    for r, vector in enumerate(_transpose(builder, vectors)):
-        if r:
-            pointer, left = block.after(pointer, step), builder.sub(left, block.classes)
-        block.store_row(encode(builder, sig.args[2].dtype, vector), pointer, left, r)
+    left = builder.select(follow, builder.mul(block.rows, step), ir.Constant(i64, 0))
+    rows = block.each(pointer, step, left)
+    for r, (vector, row) in enumerate(zip(_transpose(builder, vectors), rows)):
+        block.store_row(encode(builder, sig.args[2].dtype, vector), *row, r)
     return context.get_dummy_value()
