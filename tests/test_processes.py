@@ -1,5 +1,6 @@
 """What kills or hangs Numba programs, each in a process of its own with a time limit."""
 
+import compileall
 import importlib.util
 import os
 import shutil
@@ -279,7 +280,7 @@ def test_no_cache_trouble_breaks_a_call(expected, tmp_path, trouble):
 def test_at_most_one_warning(tmp_path):
     code = """
     import warnings
-    def full(*a): raise OSError(28, 'No space left on device')
+    def full(source, target): raise OSError(28, 'No space left on device', source)
     os.replace = full
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -329,6 +330,49 @@ def test_edited_sources_are_compiled_anew(tmp_path):
     before = len(kernels(cache))
     assert run(other_version + code, cwd=tmp_path, NUMBA_CACHE_DIR=cache) == "8.0"
     assert len(kernels(cache)) == before + 1
+
+
+@pytest.mark.parametrize("kind", ["zip", "pyc"])
+def test_an_upgrade_is_compiled_anew_without_files_of_source(tmp_path, kind):
+    """Imported from an archive, or with compiled files alone."""
+    shutil.copytree(PACKAGE, tmp_path / "new" / "nbloss", ignore=shutil.ignore_patterns("__pycache__"))
+    formulas = tmp_path / "new" / "nbloss" / "formulas.py"
+    place = tmp_path / ("nbloss.zip" if kind == "zip" else "bare")
+    code = "print(nbloss.mse_loss(np.float32([3]), np.float32([1])), nbloss.__file__)"
+    for factor, expected in (("d * d", "4.0"), ("d * d * TWO", "8.0")):
+        formulas.write_text(formulas.read_text().replace("return d * d, TWO", f"return {factor}, TWO"))
+        if kind == "zip":
+            shutil.make_archive(str(place.with_suffix("")), "zip", tmp_path / "new")
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(tmp_path / "new", place)
+            assert compileall.compile_dir(place, legacy=True, quiet=1)
+            for source in place.rglob("*.py"):
+                source.unlink()
+        for _ in range(2):
+            found = run(code, cwd=tmp_path, PYTHONPATH=place, NUMBA_CACHE_DIR=tmp_path / "cache")
+            assert found.startswith(f"{expected} {place}")
+        assert len(kernels(tmp_path / "cache")) == (1 if expected == "4.0" else 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="users")
+def test_whose_cache_is_used(tmp_path):
+    """One's own or root's, as of an image that was built by root and runs as another user; nobody else's."""
+    code = """
+    me = os.getuid() + int(os.environ["OTHER"])
+    os.getuid = lambda: me
+    from nbloss.cpu import compile as c
+    import warnings
+    warnings.simplefilter("ignore")
+    print(bool(c.cache_folder()))
+    """
+    folder = tmp_path / "nbloss"
+    folder.mkdir(mode=0o755)
+    assert run(code, OTHER=0, NUMBA_CACHE_DIR=tmp_path) == "True"
+    assert run(code, OTHER=1, NUMBA_CACHE_DIR=tmp_path) == str(os.getuid() == 0)
+    if os.getuid() == 0:
+        os.chown(folder, 4242, -1)
+        assert run(code, OTHER=0, NUMBA_CACHE_DIR=tmp_path) == "False"
 
 
 # --- long work, memory, settings ----------------------------------------------------------------------------

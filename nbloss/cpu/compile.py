@@ -20,6 +20,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from numba.core.serialize import dumps
 from nbloss.cpu.parts import kernel_compiler
 
 _lock = threading.RLock()
+
+_IN_EVERY_PROCESS = "nbloss compiles its kernels in every process"
+_ADVICE = "let NUMBA_CACHE_DIR name a folder of your own"
 
 
 def array_type(dtype: str, ndim: int, writable: bool = False) -> types.Array:
@@ -150,8 +154,10 @@ class _DiskCache(NullCache):  # type: ignore[misc]
             except BaseException:
                 os.unlink(temporary)
                 raise
-        except Exception as error:
-            _warn_once(f"nbloss compiles its kernels in every process: {cache_folder()} cannot be written ({error})")
+        except OSError as error:  # without the name of a file, by which each warning would be another one
+            _warn_once(f"{_IN_EVERY_PROCESS}: {cache_folder()} cannot be written ({error.strerror})")
+        except Exception:  # nothing that can be kept, as after a signal within LLVM
+            return
 
 
 @cache
@@ -166,22 +172,33 @@ def _versions() -> tuple[str, ...]:
 
 
 @cache
-def _sources() -> str:
-    """A hash of every file that a kernel is made of: the CPU backend and what stands above it."""
-    package = Path(__file__).parent
+def _sources() -> str | None:
+    """A hash of every file that a kernel is made of: the CPU backend and what stands above it.
+
+    They may lie in a zip archive, or compiled beside no source; None where they cannot be read, as in some frozen
+    programs.
+    """
     digest = hashlib.sha256()
-    for path in sorted([*package.parent.glob("*.py"), *package.glob("*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    found = 0
+    with contextlib.suppress(OSError):
+        for package in ("nbloss", "nbloss.cpu"):
+            for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
+                if file.name.endswith((".py", ".pyc")):
+                    digest.update(file.read_bytes())
+                    found += 1
+    return digest.hexdigest() if found else None
 
 
 @cache
 def cache_folder() -> str | None:
-    """Where compiled kernels are kept, or None where there is no place that only this user can write to.
+    """Where compiled kernels are kept, or None where there is no place that nobody but this user and root can write to.
 
     ``NUMBA_CACHE_DIR`` is honoured, ``NBLOSS_CACHE=0`` turns the cache off.
     """
     if os.environ.get("NBLOSS_CACHE") == "0":
+        return None
+    if _sources() is None:
+        _warn_once(f"{_IN_EVERY_PROCESS}: its own files cannot be read, by which it would know when they change")
         return None
     try:
         folder = (Path(config.CACHE_DIR) if config.CACHE_DIR else _user_cache()) / "nbloss"
@@ -189,12 +206,15 @@ def cache_folder() -> str | None:
             folder.mkdir(mode=0o700, parents=True)
         if os.name == "posix":
             status = folder.stat()
-            if status.st_uid != os.getuid() or status.st_mode & 0o022:
-                _warn_once(f"nbloss does not cache kernels in {folder}: others can write to it")
+            if status.st_uid not in (0, os.getuid()):
+                _warn_once(f"nbloss does not cache kernels in {folder}: it belongs to another user; {_ADVICE}")
+                return None
+            if status.st_mode & 0o022:
+                _warn_once(f"nbloss does not cache kernels in {folder}: others can write to it; {_ADVICE}")
                 return None
         return str(folder)
     except (OSError, RuntimeError) as error:
-        _warn_once(f"nbloss compiles its kernels in every process: no cache folder ({error}); set NUMBA_CACHE_DIR")
+        _warn_once(f"{_IN_EVERY_PROCESS}: no cache folder ({error}); {_ADVICE}")
         return None
 
 
