@@ -398,6 +398,25 @@ def test_interrupt_arrives_within_a_second():
     assert run(code) == run("print(job())")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_an_interrupt_waits_for_a_compilation(expected, tmp_path):
+    """Where LLVM calls Python back it would be dropped; amid Numba's registries, they would stay broken."""
+    code = """
+    import signal
+    from numba.core.codegen import JITCodeLibrary
+    usual, signals = JITCodeLibrary._object_compiled_hook.__func__, [signal.SIGINT]
+    def hook(cls, *args):
+        if signals: signal.raise_signal(signals.pop())
+        usual(cls, *args)
+    JITCodeLibrary._object_compiled_hook = classmethod(hook)
+    before = signal.getsignal(signal.SIGINT)
+    try: job()
+    except KeyboardInterrupt: print("heard", signal.getsignal(signal.SIGINT) is before)
+    print(job())
+    """
+    assert run(code, NUMBA_CACHE_DIR=tmp_path) == f"heard True\n{expected}"
+
+
 def test_kernels_release_the_gil():
     code = """
     import time

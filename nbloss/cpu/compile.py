@@ -14,11 +14,12 @@ import gc
 import hashlib
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -102,12 +103,33 @@ class Kernel:
         collecting = gc.isenabled()
         gc.disable()  # the compiler's many objects make it an eighth of the time
         try:
-            dispatcher.compile(tuple(argument_types))
+            with _interrupts_wait():
+                dispatcher.compile(tuple(argument_types))
         finally:
             if collecting:
                 gc.enable()
         dispatcher.disable_compile()
         return dispatcher
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a compilation.
+
+    Raised amid it, it would leave Numba's registries half done, or be printed and dropped where LLVM calls Python back.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if heard:
+            usual(heard[0], None)
 
 
 if hasattr(os, "register_at_fork"):
