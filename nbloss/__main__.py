@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -17,6 +19,7 @@ def main() -> None:
         prog="python -m nbloss",
         description="Losses and their gradients on plain arrays; without a command, a demonstration.",
     )
+    parser.add_argument("--version", action="version", version=f"nbloss {nbloss.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="{info,warmup}")
     commands.add_parser("info", help="print versions, processor, threads, cache and backends")
     warm = commands.add_parser("warmup", help="compile kernels ahead")
@@ -29,11 +32,18 @@ def main() -> None:
         nbloss.show_config()
     elif arguments.command == "warmup":
         try:
-            nbloss.warmup(arguments.dtypes, arguments.losses)
+            nbloss.warmup(_names(arguments.dtypes), arguments.losses and _names(arguments.losses))
         except ValueError as error:
             parser.error(str(error))
+    elif os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        parser.error("the demonstration would take hours with NUMBA_DISABLE_JIT set")
     else:
         demonstrate()
+
+
+def _names(words: list[str]) -> list[str]:
+    """Names with spaces or commas between them."""
+    return [name for word in words for name in word.split(",") if name]
 
 
 def demonstrate() -> None:
@@ -111,4 +121,10 @@ def _numpy_bce_with_logits(x: Array, truth: Array) -> tuple[float, Array]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
+    except BrokenPipeError:  # nobody reads on; Python would say so once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

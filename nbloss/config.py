@@ -48,7 +48,7 @@ def set_num_threads(n: SupportsIndex) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that large computations use.
+    """The number of threads that large computations use; 1 in a forked child, to which no worker thread came along.
 
     Examples
     --------
@@ -132,6 +132,7 @@ def _config() -> list[tuple[str, str]]:
     from nbloss.cpu import compile as compiler
     from nbloss.cpu import launch
 
+    slow = "usable, as plain Python and very slow: NUMBA_DISABLE_JIT is set"
     features = llvm.get_host_cpu_features()
     vectors = [f for f in ("avx512f", "avx2", "fma", "sse2", "neon", "sve") if features.get(f)]
     versions = f"numpy {np.__version__}, numba {numba.__version__}, python {platform.python_version()}"
@@ -139,10 +140,10 @@ def _config() -> list[tuple[str, str]]:
         ("nbloss", f"{nbloss.__version__} ({versions}, {platform.system()} {platform.machine()})"),
         ("processor", f"{llvm.get_host_cpu_name()}: {', '.join(vectors) or 'no vector extensions known'}"),
         ("threads", f"{get_num_threads()} of {launch.max_threads()}, {os.cpu_count()} processors"),
-        ("threading layer", launch.layer()),
+        ("threading layer", launch.layer() or "none: one thread computes"),
         ("kernel cache", compiler.cache_folder() or "off"),
         ("bfloat16", _version_of("ml_dtypes")),
-        ("backend cpu", "usable"),
+        ("backend cpu", slow if numba.config.DISABLE_JIT else "usable"),
         ("backend cuda", device.description()),
     ]
 

@@ -8,14 +8,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import inspect
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, SupportsIndex
 
 from numpy.typing import ArrayLike
 
 from nbloss import losses
 from nbloss.dispatch import Loss
-from nbloss.problem import Array, Reduction
+from nbloss.problem import Array, Backend, Reduction
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,29 +25,33 @@ class _Criterion:
     """A loss with its options."""
 
     reduction: Reduction = "mean"
-    backend: str = "auto"
+    backend: Backend = "auto"
     stream: object = None
     check: bool = True
     _loss: ClassVar[Loss[...]]
 
     def _options(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in _options_of(type(self))}  # type: ignore[arg-type]  # a class is hashable
 
     def __call__(self, x: ArrayLike, target: ArrayLike) -> Any:
         """The loss."""
         return type(self)._loss(x, target, **self._options())
 
     def value_and_grad(
-        self, x: ArrayLike, target: ArrayLike, grad_output: ArrayLike | None = None, out: Array | None = None
+        self, x: ArrayLike, target: ArrayLike, grad_output: ArrayLike | None = None, out: object = None
     ) -> tuple[Any, Array]:
         """(loss, gradient); see the loss's function."""
         return type(self)._loss.value_and_grad(x, target, grad_output, out, **self._options())
 
-    def grad(
-        self, x: ArrayLike, target: ArrayLike, grad_output: ArrayLike | None = None, out: Array | None = None
-    ) -> Array:
+    def grad(self, x: ArrayLike, target: ArrayLike, grad_output: ArrayLike | None = None, out: object = None) -> Array:
         """The gradient with respect to x; see the loss's function."""
         return type(self)._loss.grad(x, target, grad_output, out, **self._options())
+
+
+@cache
+def _options_of(criterion: type[_Criterion]) -> list[str]:
+    """What its loss takes: a criterion of a user's own may have more fields."""
+    return [p.name for p in inspect.signature(criterion._loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,7 +14,7 @@ from nbloss import output
 from nbloss.cuda.arrays import on_device
 from nbloss.errors import shown
 from nbloss.plans import WEIGHTS, Given, Key, has_none, keep, key_of, replay
-from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Pointwise, Rowwise, is_device_view
+from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Backend, Pointwise, Rowwise, is_device_view
 
 P = ParamSpec("P")
 Problem = TypeVar("Problem", Pointwise, Rowwise)
@@ -34,9 +34,9 @@ _NUMBERS = {float, np.float64, np.float32}
 _NO_ARRAYS = {"axis", "ignore_index", "label_smoothing", "reduction", "backend", "stream", "check"}
 
 
-def choose(backend: str, stream: object, problem: Problem) -> Problem:
+def choose(backend: Backend, stream: object, problem: Problem) -> Problem:
     """The problem, with where it is to be solved: "auto" is where its arrays are."""
-    if not isinstance(backend, str) or backend not in ("auto", "cpu", "cuda"):
+    if not isinstance(backend, str) or backend not in get_args(Backend):
         raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {shown(backend)}")
     if output.at_one_place(problem):
         if backend == "cpu":

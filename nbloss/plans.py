@@ -72,7 +72,7 @@ def replay(
     if plan is None:
         return None
     if out is None and form != LOSS_ONLY:
-        out = np.empty(x.shape, x.dtype)
+        out = np.empty_like(x)
     if options:
         return plan(x, target, out, factor, **{n: v for n, v in options.items() if type(v) is np.ndarray}), out
     return plan(x, target, out, factor), out

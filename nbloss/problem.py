@@ -13,6 +13,7 @@ import numpy as np
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Reduction = Literal["none", "mean", "sum"]
+Backend = Literal["auto", "cpu", "cuda"]
 
 LOSS_ONLY, GRADIENT, LOG_SOFTMAX = 0, 1, 2  # what a row-wise kernel writes; softmax is the gradient without a target
 WANT_VALUE, WANT_GRADIENT = 1, 2  # what a pointwise kernel computes, added up

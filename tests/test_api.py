@@ -2,11 +2,14 @@
 
 import importlib.util
 import inspect
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -85,6 +88,20 @@ def test_criteria_have_their_losses_options_and_docstrings():
         assert {n: p.default for n, p in inspect.signature(criterion).parameters.items()} == options
 
 
+def test_a_criterion_of_ones_own():
+    """It may have fields that its loss knows nothing of."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Tempered(nbloss.CrossEntropyLoss):
+        temperature: float = 2.0
+
+        def __call__(self, x, target):
+            return super().__call__(x / self.temperature, target)
+
+    x, t = np.array([[1.0, 2.0]]), np.array([1])
+    assert Tempered(reduction="sum")(x, t) == nbloss.cross_entropy(x / 2, t, reduction="sum")
+
+
 def run(code):
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
@@ -140,3 +157,31 @@ def test_module_commands():
     wrong = subprocess.run([*warm[:-1], "hinge"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "unknown loss 'hinge'" in wrong.stderr
+    several = subprocess.run([*warm[:-1], "mse_loss,l1_loss"], capture_output=True, text=True, check=True).stderr
+    assert "4 kernels ready" in several
+    version = subprocess.run([*warm[:3], "--version"], capture_output=True, text=True, check=True).stdout
+    assert version == f"nbloss {nbloss.__version__}\n"
+    without = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    refused = subprocess.run(warm[:3], capture_output=True, text=True, check=False, env=without)
+    assert refused.returncode == 2
+    assert "NUMBA_DISABLE_JIT" in refused.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and signals")
+def test_commands_that_are_cut_short():
+    """One line or none, where nobody reads their output and after Ctrl-C."""
+    program = [sys.executable, "-m", "nbloss", "info"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as info:
+        info.stdout.close()
+        assert info.stderr.read() == b""
+    assert info.returncode == 0
+    uncached = {**os.environ, "NBLOSS_CACHE": "0"}
+    warm = subprocess.Popen(
+        [sys.executable, "-u", "-m", "nbloss", "warmup"], stderr=subprocess.PIPE, text=True, env=uncached
+    )
+    assert warm.stderr.read(1) == "["
+    warm.send_signal(signal.SIGINT)
+    rest = warm.communicate(timeout=60)[1]
+    assert warm.returncode == 1
+    assert rest.splitlines()[-1].endswith("interrupted")
+    assert "Traceback" not in rest

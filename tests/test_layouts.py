@@ -66,6 +66,24 @@ if not SIMULATED:  # how rows are done on the CPU: tiles of two blocks
     SHAPES.append((20, 17))
 
 
+ORDERS = {"C": (0, 1, 2), "Fortran": (2, 1, 0), "classes last": (0, 2, 1), "classes first": (1, 0, 2)}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS.keys())
+def test_results_lie_as_their_input_does(rng, order):
+    """As those of NumPy's own functions, afresh and again."""
+    x = rng.random([(3, 7, 5)[k] for k in order]).transpose(np.argsort(order))
+    labels, flat = rng.integers(0, 7, (3, 5)), np.ascontiguousarray(x)
+    for call in (
+        lambda x: nbloss.cross_entropy.grad(x, labels),
+        lambda x: nbloss.mse_loss.value_and_grad(x, flat)[1],
+        lambda x: nbloss.softmax(x, axis=1),
+    ):
+        for _ in range(2):
+            assert call(x).strides == x.strides
+            close(call(x), call(flat))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -55,12 +55,23 @@ def expected():
 
 
 def layer_or_skip(layer):
-    found = run(
-        "from nbloss.cpu import launch\ntry: print(launch.layer())\nexcept Exception: print('none')",
-        NUMBA_THREADING_LAYER=layer,
-    )
-    if found != layer:
+    if run("from nbloss.cpu import launch; print(launch.layer())", NUMBA_THREADING_LAYER=layer) != layer:
         pytest.skip(f"no threading layer {layer} here")
+
+
+def test_without_a_threading_layer(expected):
+    """One thread computes, with one warning, where the layer that a user asks for cannot be loaded."""
+    code = """
+    import warnings
+    from nbloss.cpu import launch
+    launch.PARALLEL = 0
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        print(job())
+        assert job() == job()
+    print(len(seen), "computes on one thread" in str(seen[0].message), launch.layer())
+    """
+    assert run(code, NUMBA_THREADING_LAYER="nonsense") == f"{expected}\n1 True None"
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -91,6 +102,7 @@ def test_fork_after_a_parallel_call(layer, expected):
     warnings.simplefilter("ignore", DeprecationWarning)
     def child(depth):
         mine = job()
+        assert nbloss.get_num_threads() == 1
         if depth:
             with multiprocessing.get_context("fork").Pool(1) as pool:
                 assert pool.map_async(child, [0]).get(60) == [mine]

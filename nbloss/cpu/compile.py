@@ -177,13 +177,13 @@ class _DiskCache(NullCache):  # type: ignore[misc]
                 os.unlink(temporary)
                 raise
         except OSError as error:  # without the name of a file, by which each warning would be another one
-            _warn_once(f"{_IN_EVERY_PROCESS}: {cache_folder()} cannot be written ({error.strerror})")
+            warn_once(f"{_IN_EVERY_PROCESS}: {cache_folder()} cannot be written ({error.strerror})")
         except Exception:  # nothing that can be kept, as after a signal within LLVM
             return
 
 
 @cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
     with contextlib.suppress(Warning):  # where warnings are errors, a call must work all the same
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
@@ -220,7 +220,7 @@ def cache_folder() -> str | None:
     if os.environ.get("NBLOSS_CACHE") == "0":
         return None
     if _sources() is None:
-        _warn_once(f"{_IN_EVERY_PROCESS}: its own files cannot be read, by which it would know when they change")
+        warn_once(f"{_IN_EVERY_PROCESS}: its own files cannot be read, by which it would know when they change")
         return None
     try:
         folder = (Path(config.CACHE_DIR) if config.CACHE_DIR else _user_cache()) / "nbloss"
@@ -229,14 +229,14 @@ def cache_folder() -> str | None:
         if os.name == "posix":
             status = folder.stat()
             if status.st_uid not in (0, os.getuid()):
-                _warn_once(f"nbloss does not cache kernels in {folder}: it belongs to another user; {_ADVICE}")
+                warn_once(f"nbloss does not cache kernels in {folder}: it belongs to another user; {_ADVICE}")
                 return None
             if status.st_mode & 0o022:
-                _warn_once(f"nbloss does not cache kernels in {folder}: others can write to it; {_ADVICE}")
+                warn_once(f"nbloss does not cache kernels in {folder}: others can write to it; {_ADVICE}")
                 return None
         return str(folder)
     except (OSError, RuntimeError) as error:
-        _warn_once(f"{_IN_EVERY_PROCESS}: no cache folder ({error}); {_ADVICE}")
+        warn_once(f"{_IN_EVERY_PROCESS}: no cache folder ({error}); {_ADVICE}")
         return None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 from numba.np.ufunc import parallel as numba_parallel
 
-from nbloss.cpu.compile import Kernel
+from nbloss.cpu.compile import Kernel, warn_once
 
 BLOCK = 1 << 14  # elements a block: 64 KiB of float32
 # Elements from which other threads are woken. Two that are awake pay earlier (2e5 elements: 166 against 250 us), but
@@ -35,6 +35,8 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
+    if _forked:
+        return 1
     return default_threads() if _threads is None else _threads
 
 
@@ -53,9 +55,14 @@ def default_threads() -> int:
         return max_threads()
 
 
-def layer() -> str:
-    """Numba's threading layer, started if need be."""
-    numba_parallel._launch_threads()
+@cache
+def layer() -> str | None:
+    """Numba's threading layer, started if need be; None, with a warning, where the one asked for cannot be loaded."""
+    try:
+        numba_parallel._launch_threads()
+    except ValueError as error:
+        warn_once(f"nbloss computes on one thread: {' '.join(str(error).split())}")
+        return None
     return str(numba.threading_layer())
 
 
@@ -104,7 +111,7 @@ class Launch:
 
 
 def _threads_for(blocks: int, elements: int) -> int:
-    if elements < PARALLEL or _forked:
+    if elements < PARALLEL:
         return 1
     threads = min(get_num_threads(), blocks)
     return threads if threads > 1 and _layer_is_safe() else 1
@@ -112,7 +119,7 @@ def _threads_for(blocks: int, elements: int) -> int:
 
 def _layer_is_safe() -> bool:
     """The workqueue layer aborts the process when two threads use it at once."""
-    return layer() != "workqueue" or threading.active_count() == 1
+    return threading.active_count() == 1 if layer() == "workqueue" else layer() is not None
 
 
 def _in_child() -> None:
