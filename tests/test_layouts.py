@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import sys
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -64,6 +65,42 @@ LAYOUTS = {
 SHAPES = [(6, 5), (few(20, 6), 100), (few(20, 5), 300), (few(5, 3), 500), (3, 4, 5), (2, 7, 3, 18)]
 if not SIMULATED:  # how rows are done on the CPU: tiles of two blocks
     SHAPES.append((20, 17))
+
+
+# Bytes from row to row and from class to class, given those of a row and of an element.
+STEPS = {
+    "rows reversed": lambda row, size: (-row, size),
+    "rows apart": lambda row, size: (row + 3 * size, size),
+    "rows reversed and apart": lambda row, size: (-row - 3 * size, size),
+    "rows off elements": lambda row, size: (row + 1, size),
+    "classes reversed": lambda row, size: (row, -size),
+    "all reversed": lambda row, size: (-row, -size),
+    "classes apart": lambda row, size: (2 * row, 2 * size),
+}
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS.keys())
+@pytest.mark.parametrize("classes", [1, 3, 8, 10, 16, 19, 37, 600])
+def test_out_of_any_strides(rng, classes, steps, dtype):
+    """Right, and no byte beside it is written; in place too."""
+    size = np.dtype(dtype).itemsize
+    for rows in (1, 4, 16, 21, 40):
+        x, labels = rng.standard_normal((rows, classes)).astype(dtype), rng.integers(0, classes, rows)
+        strides = steps(classes * size, size)
+        raw = np.full(4 * rows * (classes + 3) * size + 4096, 170, np.uint8)
+        # From its middle they go either way.
+        out = np.ndarray(x.shape, dtype, raw, len(raw) // 2, strides)
+        pattern = out[0, 0]
+        for call in (nbloss.softmax, partial(nbloss.cross_entropy.grad, target=labels)):
+            expected = call(x, out=None)
+            for where in ("apart", "in place"):
+                out[...] = x
+                call(x if where == "apart" else out, out=out)
+                close(out, np.float64(expected), dtype)
+                out[...] = pattern
+                assert (raw == 170).all(), (rows, where)
 
 
 ORDERS = {"C": (0, 1, 2), "Fortran": (2, 1, 0), "classes last": (0, 2, 1), "classes first": (1, 0, 2)}

@@ -11,6 +11,7 @@ from nbloss.cpu.partial import either, load_some, store_some
 from nbloss.half import decoded, encoded
 
 BYTE = ir.IntType(8).as_pointer()
+NOTHING_LEFT = -(1 << 62)  # bytes: still less than nothing after as many steps back as there are rows
 
 
 def load_transposed(tile, at, x, j, k, classes, rows, like):
@@ -194,7 +195,7 @@ def _(context, builder, sig, args):
     pointer, step = block.row(ir.Constant(i64, 0)), builder.extract_value(block.array.strides, 1)
     # Bytes up to the end of the last row, where rows follow each other and are written whole.
     follow = builder.icmp_signed("==", step, builder.mul(block.classes, ir.Constant(i64, block.size)))
-    left = builder.select(follow, builder.mul(block.rows, step), ir.Constant(i64, 0))
+    left = builder.select(follow, builder.mul(block.rows, step), ir.Constant(i64, NOTHING_LEFT))
     rows = block.each(pointer, step, left)
     for r, (vector, row) in enumerate(zip(_transpose(builder, vectors), rows)):
         block.store_row(encode(builder, sig.args[2].dtype, vector), *row, r)
