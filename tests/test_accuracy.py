@@ -57,6 +57,32 @@ def test_cross_entropy_rows(rng, dtype, scale, limit, rows, classes):
     assert ulps(across, expected).max() <= limit
 
 
+@extended
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [1000, 20_000, 130_000])
+def test_mass_on_many_classes(rng, dtype, classes):
+    """Sums over all classes keep their digits, wherever the classes lie."""
+    x = rng.standard_normal((classes, 2)).astype(dtype)
+    probabilities = rng.random(x.shape).astype(dtype)
+    probabilities /= probabilities.sum(axis=0)
+    labels = rng.integers(0, classes, 2)
+    wide = x.T.astype(LONG)
+    m = wide.max(axis=1, keepdims=True)
+    gap = m + np.log(np.exp(wide - m).sum(axis=1, keepdims=True)) - wide
+    hard = np.zeros_like(wide)
+    hard[[0, 1], labels] = 1
+    for target, mass, smoothing, limit in (
+        (labels, hard, 1, 6),
+        (labels, hard, 0.1, 6),
+        (probabilities, probabilities.T, 0, 8),
+    ):
+        expected = ((1 - LONG(smoothing)) * mass * gap).sum(axis=1) + LONG(smoothing) * gap.mean(axis=1)
+        for turned in (x, np.asfortranarray(x), x[::-1].copy()[::-1]):
+            loss = nbloss.cross_entropy(turned, target, axis=0, label_smoothing=smoothing, reduction="none")
+            assert ulps(loss, expected).max() <= limit
+
+
 @pytest.mark.parametrize("classes", [3, 90])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("power", [-110, 100])

@@ -139,7 +139,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     """
     x, t, q, weight, upstream, _, _ = operands
     kind, form, _, _, _, uniform = mode
-    tile, numbers, copied, _, _, _, own_factor = scratch
+    tile, numbers, copied, _, _, row_mass, own_factor = scratch
     classes = x.shape[1]
     zero = broadcast(0.0, like)
     labels = row_labels(t, classes, mode, copied, i, k, count, like)
@@ -179,6 +179,8 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         mass = mass + mass_block
     own = exp_max
     if kind == CLASS_INDEX:
+        if uniform != 0.0:  # each the same, their sum would be off by one rounding many times over
+            mass = broadcast(row_mass, like)
         own = scaled_exp(x_t, scale)
     else:
         rest = rest + (ties - 1.0) * exp_max
