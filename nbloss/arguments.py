@@ -191,7 +191,7 @@ def cross_entropy(
 def _over_classes(
     x: Array, axis: int, weight: ArrayLike | None, ignore_index: SupportsIndex, reduction: Reduction, check: bool
 ) -> Rowwise:
-    """The problem of a loss over classes, as far as its target is not looked at."""
+    """The problem of a loss over classes, without its target."""
     return Rowwise(
         x,
         axis,

@@ -23,7 +23,7 @@ Problem = TypeVar("Problem", Pointwise, Rowwise)
 def results(
     entry: str, solve: Callable[[list[Any]], tuple[Any, Any]], names: Sequence[str], values: list[Any]
 ) -> tuple[Any, Any]:
-    """What `solve` makes of arguments of these names: arrays on a device are views of their memory to it."""
+    """Call `solve` with arguments of these names, arrays on a device as views of their memory."""
     there = [k for k, v in enumerate(values) if on_device(v) and names[k] not in _NO_ARRAYS]
     if not there:
         return solve(values)

@@ -19,6 +19,7 @@ def refuse_labels(labels: Array, classes: int, ignore_index: int) -> None:
     """IndexError for the first label that is neither a class nor ignored, if there is one."""
     beyond = labels >= np.uint64(classes) if labels.dtype == np.uint64 else labels.astype(np.int64) >= classes
     wide = labels.astype(np.int64)
+    # A uint64 from 2^63 on is negative as int64, where it may equal ignore_index: it is bad all the same.
     bad = ((wide < 0) | beyond) & ((wide != ignore_index) | (beyond & (wide < 0)))
     if bad.any():
         place, value = _first(labels, bad)

@@ -1,4 +1,4 @@
-"""All the mathematics, once, for both backends.
+"""The formula of every loss and gradient, once, for both backends.
 
 Every function here is elementwise and branch-free, so that one text serves NumPy arrays (as imported, and so
 in the tests), the CPU's vectors and the GPU's scalars: a backend calls `bind` to get these functions over its

@@ -17,7 +17,7 @@ LANES = 16  # rows that a tile wants side by side
 
 
 def same(value: Array, shape: tuple[int, ...]) -> Array:
-    """A read-only view of one value in every place of `shape`: broadcast_to, ten times faster."""
+    """A view, to be read, of one value in every place of `shape`: broadcast_to, ten times faster."""
     view: Array = np.ndarray(shape, value.dtype, value, 0, (0,) * len(shape))
     return view
 

@@ -1,4 +1,8 @@
-"""The public losses and row functions: signature, documentation, and which problem each one is."""
+"""The public losses and row functions: signature, documentation, and which problem each one is.
+
+A function below `@loss` gives the problem that its arguments pose; the decorator makes of it what users call, with
+`value_and_grad` and `grad`, and has the problem solved.
+"""
 
 from __future__ import annotations
 
@@ -426,7 +430,7 @@ def logsumexp(
 
     Notes
     -----
-    Of no entries it is -inf. A row of -inf only, or with +inf or NaN, gives NaN, as everywhere in nbloss.
+    Over no entries it is -inf. A row of -inf only, or with +inf or NaN, gives NaN, as everywhere in nbloss.
 
     Examples
     --------

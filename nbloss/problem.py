@@ -1,6 +1,6 @@
-"""One canonical problem: arrays that are checked against each other, of right kinds and shapes and native dtypes.
+"""A validated problem: arrays of the right kinds, shapes and native dtypes, checked against each other.
 
-What it does not know yet are values (class indices, probabilities), which a backend looks at.
+Their values (class indices, probabilities) are checked by the backend that solves it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Rowwise:
         return self.probabilities if self.labels is None else self.labels
 
 
-CODES = {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}  # what kernels are told of a dtype
+# What kernels are told of a dtype: NumPy's code for what its elements are stored in, uint16 for float16 and int16 for
+# bfloat16, as Numba's CPU target has neither.
+CODES = {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}
 WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
 
 

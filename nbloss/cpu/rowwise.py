@@ -196,7 +196,7 @@ def prepare(
     else:
         per_unit, breadth = LINED_UP, 1
         if x.strides[2] == x.itemsize and inner > step:
-            vector = (classes + step) * VECTOR_BYTES
+            vector = (classes + step + FACTS) * VECTOR_BYTES
             # breadth | 1, the stride of a tile, may add a vector: hence - 1.
             per_unit = breadth = max(min(WIDEST, TILE_BYTES // vector - 1), min(USUAL, LARGE_TILE_BYTES // vector), 1)
         lead = per_unit * step

@@ -5,8 +5,8 @@ sum, fused operations) changes with the machine and the call site. Here a ``Vec`
 float64 whatever the machine: LLVM splits it where registers are shorter. The order of every sum is therefore
 written in the kernel, and results have the same bits serial, parallel, aligned or not.
 
-Each primitive below is a plain Python function that says, on NumPy arrays, what it does (this is what runs
-with the JIT off), followed by the LLVM that compiled kernels get for it.
+Each primitive of the modules that are gathered here is a plain Python function that says, on NumPy arrays, what it
+does (this is what runs with the JIT off), followed by the LLVM that compiled kernels get for it.
 
 Arguments that recur: `like`, a float32 or float64 scalar, is there for its type, which is that of the vectors; `i` or
 `j` is an index in elements; `count`, how many lanes are there; `step`, the lanes of a vector.

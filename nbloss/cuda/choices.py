@@ -91,7 +91,7 @@ class RowShape(NamedTuple):
 
 
 # The first that serves and reaches is taken: registers of a block, shared memory of one or several, registers of
-# several, none. It is not asked where a row begins, for no sum may be added in another order for that.
+# several, none. Where a row begins is not asked: no sum may be added in another order for that.
 WHOLE = (
     RowShape(8, 16, 16, 1),
     RowShape(8, 16, 32, 1),

@@ -1,8 +1,8 @@
 """Calls on device arrays, and how one that is like an earlier call is done again.
 
-The second call of a kind is rehearsed: done on arrays at made-up addresses, on a device that does nothing but write
-down the steps it is told. A number among them that lies where addresses are made up is one, and all others are the same
-in every call of the kind. So a plan is steps, which are done at the addresses of the day.
+The second call of a kind is rehearsed: done on arrays at made-up addresses, on a device that only writes down the steps
+it is told. A number in these steps that lies among the made-up addresses is an address, to be replaced by that of each
+later call; every other number is the same in all calls of the kind.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
     largest_part = reduction(larger, real, warp, warp)
     total_parts = reduction(add, real, warp, warp, 2)
 
+    # The y and z of a block are 0, which the compiler does not know: see `value_of`.
     @cuda.jit(device=True)
     def maximum_of(v):
         top = lowest

@@ -57,8 +57,9 @@ def store_words(address, words, at, stored):
 def value_of(words, k, zero, stored):
     """Element k of words, as a float.
 
-    `zero` is 0 in a way that the compiler cannot know, another one in each pass over the words: or it would hold on to
-    what it has made of words of two elements, which is twice as many registers.
+    `zero` is always 0. Where the compiler must not know that, it is the block's y or z in a grid of one dimension,
+    another one in each pass over the words: or what it makes of words of two elements would be kept for the next pass,
+    in twice as many registers.
     """
     return decoded(words.view(stored.dtype)[k : k + 1])[0]
 
