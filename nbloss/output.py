@@ -29,8 +29,10 @@ def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Arr
     raise ValueError(f"grad_output must be {expected}, got shape {factor.shape}")
 
 
-def array_for(problem: Pointwise | Rowwise, out: object, grad_output: object = None) -> tuple[Array, bool]:
-    """The array that receives the gradient, and whether it is the input itself."""
+def array_for(
+    problem: Pointwise | Rowwise, out: object, grad_output: object = None, given: tuple[Any, ...] = ()
+) -> tuple[Array, bool]:
+    """The array that receives the gradient, and whether it is the input itself; `given` are x, target and options."""
     x: Any = problem.x
     if out is None:
         # As NumPy does, in the order in which x lies in memory: in another one, it would take up to 3 times as long.
@@ -53,12 +55,22 @@ def array_for(problem: Pointwise | Rowwise, out: object, grad_output: object = N
     in_place = near and _same_memory(out, x)
     if near and not in_place and _overlap(out, x):
         raise ValueError(_OVERLAP.format("the input"))
-    if _overlap(out, grad_output):
-        raise ValueError(_OVERLAP.format("grad_output"))
-    for name in problem.arrays:
-        if _overlap(out, getattr(problem, name)):
+    read = [("grad_output", grad_output), *((_argument(name), getattr(problem, name)) for name in problem.arrays)]
+    if given:  # a problem may hold a converted copy of what was given, which must not be written either
+        given_x, target, options = given
+        is_copy = isinstance(given_x, np.ndarray) and not np.may_share_memory(given_x, x)
+        if is_copy and not _same_memory(out, given_x):
+            read.append(("the input", given_x))
+        read += [("target", target), *options.items()]
+    for name, array in read:
+        if _overlap(out, array):
             raise ValueError(_OVERLAP.format(name))
     return out, in_place
+
+
+def _argument(name: str) -> str:
+    """The argument that an array of a problem was."""
+    return "target" if name in ("labels", "probabilities") else name
 
 
 def at_one_place(problem: Pointwise | Rowwise) -> bool:
@@ -70,7 +82,7 @@ def at_one_place(problem: Pointwise | Rowwise) -> bool:
         if array is not None and not (host and type(array) is np.ndarray) and device_of(array) != device:
             number = device_of(array) is None and isinstance(problem, Pointwise) and not any(array.strides)
             if not number:
-                raise TypeError(_APART.format("target" if name in ("labels", "probabilities") else name))
+                raise TypeError(_APART.format(_argument(name)))
     return device is not None
 
 

@@ -1,5 +1,6 @@
 """Bad input: the contracted error in one line, and every input as it was."""
 
+import inspect
 import io
 import re
 
@@ -253,6 +254,32 @@ class TestEveryLoss:
                 with pytest.raises(error, match=message):
                     entry(values, target, out=out)
             np.testing.assert_array_equal(values, kept)
+
+    def test_out_over_an_argument_that_is_converted(self, name):
+        """What is read then is a copy, and what it was made of must not be written all the same."""
+        x, target = arguments(name)
+        swapped = np.zeros((4, 4), ">f8")
+        swapped[:, :3] = x
+        kept = swapped.copy()
+        for out in (swapped[:, 1:], swapped[:, :3].view("<f8")):
+            with pytest.raises(ValueError, match="overlaps the input"):
+                getattr(nbloss, name).grad(swapped[:, :3], target, out=out)
+            np.testing.assert_array_equal(swapped, kept)
+        loss = getattr(nbloss, name).grad
+        np.testing.assert_array_equal(loss(swapped[:, :3], target, out=swapped[:, :3]), loss(x, target))
+        memory = np.zeros(12, np.uint64 if target.dtype.kind == "i" else np.float64)
+        wide = memory[: target.size].reshape(target.shape)
+        wide[...] = target
+        single = x.astype(np.float32)
+        kept = memory.copy()
+        with pytest.raises(ValueError, match="overlaps target"):
+            loss(single, wide, out=memory.view(np.float32)[:12].reshape(4, 3))
+        np.testing.assert_array_equal(memory, kept)
+        if "weight" in inspect.signature(loss).parameters:
+            weight = np.ones(12)[:3]
+            with pytest.raises(ValueError, match="overlaps weight"):
+                loss(single, target, weight=weight, out=weight.base.view(np.float32)[:12].reshape(4, 3))
+            np.testing.assert_array_equal(weight, 1)
 
     def test_out_beside_the_input_in_one_buffer(self, name):
         x, target = arguments(name)

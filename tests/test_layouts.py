@@ -103,6 +103,14 @@ def test_out_of_any_strides(rng, classes, steps, dtype):
                 assert (raw == 170).all(), (rows, where)
 
 
+def test_one_number_in_place():
+    x = np.array(3.0)
+    assert nbloss.log_softmax(x, out=x) is x
+    assert x == 0
+    assert nbloss.mse_loss.grad(x, np.array(1.0), out=x) is x
+    assert x == -2
+
+
 ORDERS = {"C": (0, 1, 2), "Fortran": (2, 1, 0), "classes last": (0, 2, 1), "classes first": (1, 0, 2)}
 
 
