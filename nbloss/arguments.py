@@ -55,6 +55,12 @@ def as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     return as_floats(name, array, "integer, bool, ")
 
 
+def _as_target(target: ArrayLike) -> Array:
+    """The target of a loss over classes; a list of nothing, which NumPy takes for floats, is one of labels."""
+    array = _as_array("target", target)
+    return array.astype(np.int64) if isinstance(target, (list, tuple)) and array.shape == (0,) else array
+
+
 def _as_labels(array: Array, classes: int, ignore_index: int, check: bool) -> Array:
     if array.dtype.kind == "b":
         return array.view(np.uint8)
@@ -164,6 +170,8 @@ def cross_entropy(
     logits = as_floats("logits", x)
     where = class_axis("logits", logits, axis)
     try:
+        if isinstance(label_smoothing, (str, bytes)):
+            raise TypeError
         smoothing = float(label_smoothing)
     except (TypeError, ValueError):
         raise TypeError(f"label_smoothing must be a number, got {shown(label_smoothing)}") from None
@@ -171,7 +179,7 @@ def cross_entropy(
         raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
     problem = _over_classes(logits, where, weight, ignore_index, reduction, check)
     problem.label_smoothing = smoothing
-    wanted = _as_array("target", target)
+    wanted = _as_target(target)
     if wanted.dtype.kind in "iub":
         return _with_labels(problem, "logits", wanted)
     problem.probabilities = as_floats("target", wanted, "of an integer dtype (class indices), or ")
@@ -214,7 +222,7 @@ def nll_loss(
     """The problem of nll_loss."""
     log_probs = as_floats("log_probs", x)
     where = class_axis("log_probs", log_probs, axis)
-    labels = _as_array("target", target)
+    labels = _as_target(target)
     if labels.dtype.kind not in "iub":
         raise TypeError(f"target must be class indices of an integer or bool dtype, got {labels.dtype}")
     problem = _over_classes(log_probs, where, weight, ignore_index, reduction, check)

@@ -331,7 +331,7 @@ def test_label_smoothing():
         r"label_smoothing must be a number",
         nbloss.cross_entropy,
         *arguments("cross_entropy"),
-        label_smoothing="a",
+        label_smoothing="0.1",
     )
 
 

@@ -208,6 +208,8 @@ def test_memory_mapped(rng, tmp_path):
 def test_lists_and_scalars():
     assert nbloss.cross_entropy([[1.0, 2.0]], [1]) == nbloss.cross_entropy(np.array([[1.0, 2.0]]), np.array([1]))
     assert nbloss.cross_entropy([1.0, 2.0], 1) == nbloss.cross_entropy([[1.0, 2.0]], [1])
+    assert nbloss.cross_entropy(np.empty((0, 3)), [], reduction="sum") == 0
+    assert nbloss.nll_loss(np.empty((0, 3)), [], reduction="sum") == 0
     assert nbloss.mse_loss(1.5, 1) == 0.25
     assert nbloss.mse_loss.grad(1.5, 1).shape == ()
     assert nbloss.binary_cross_entropy_with_logits.grad(0.0, True) == -0.5
