@@ -5,6 +5,7 @@ from numba import cuda
 
 from nbloss.cuda.functions import Functions
 from nbloss.cuda.intrinsics import (
+    REAL,
     STORED,
     VECTOR_BYTES,
     device_function,
@@ -20,12 +21,13 @@ from nbloss.cuda.rowwise import NAN, ZERO, Row
 from nbloss.problem import LOSS_ONLY
 
 INACTIVE = np.int64(-2)
+BLOCK = 64  # classes a sum of masses, of which there are two levels: errors grow with 64 + classes / 64
 AT_ONCE = 32  # values in registers; half as many of float64 and of rows that are not wide, a quarter of them if dense
 
 
 def planes(code, mass_code, form, dense, wide):
     """The kernel: a thread takes sixteen bytes of neighbouring rows if `wide`, else one row of any strides."""
-    stored = STORED[code]
+    stored, real = STORED[code], REAL[code]
     f, row = Functions(code), Row(code, mass_code, form, dense)
     lowest, nothing, one, dtype = row.lowest, row.nothing, row.one, row.type
     around, scaled_exp, larger, log1p = f.around, f.scaled_exp, f.larger, f.log1p
@@ -107,15 +109,25 @@ def planes(code, mass_code, form, dense, wide):
             if t != 0:
                 label[k] = load_label(t + i * t_outer + (first + k) * t_inner, t_code, ignore)
         if dense:
-            for j in range(0, classes, depth):
-                fetch(v, address, x_class, j, classes)
-                for d in range(depth):
-                    if j + d < classes:
-                        for k in range(lanes):
-                            at = q_row + k * q_inner if q != 0 else q
-                            mass_j = mass_at(j + d, at, q_class, weight, share, uniform)
-                            gap[k] = add_gap(gap[k], mass_j, m[k], v[d * lanes + k])
-                            mass_sum[k] += mass_j
+            gap_block, mass_block = cuda.local.array(lanes, dtype), cuda.local.array(lanes, dtype)
+            for block in range(0, classes, BLOCK):
+                for k in range(lanes):
+                    gap_block[k], mass_block[k] = nothing, nothing
+                for j in range(block, min(block + BLOCK, classes), depth):
+                    fetch(v, address, x_class, j, classes)
+                    for d in range(depth):
+                        if j + d < classes:
+                            for k in range(lanes):
+                                at = q_row + k * q_inner if q != 0 else q
+                                mass_j = mass_at(j + d, at, q_class, weight, share, uniform)
+                                gap_block[k] = add_gap(gap_block[k], mass_j, m[k], v[d * lanes + k])
+                                mass_block[k] += mass_j
+                for k in range(lanes):
+                    gap[k] += gap_block[k]
+                    mass_sum[k] += mass_block[k]
+            if q == 0 and weight == 0:  # each the same, their sum would be off by one rounding many times over
+                for k in range(lanes):
+                    mass_sum[k] = uniform * real(classes)
 
         y_t = cuda.local.array(lanes, dtype)
         slope = cuda.local.array(lanes, dtype)
