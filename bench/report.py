@@ -150,7 +150,8 @@ def case_of(row: dict[str, Any]) -> Case:
     return Case(row["loss"], tuple(int(n) for n in row["shape"].split("x")), row["dtype"], row.get("variant", ""))
 
 
-def footnote(results: Results, notes: str = NOTES) -> str:
+def footnote(results: Results) -> str:
+    """Machine, versions, command and bandwidth."""
     machine = results["machine"]
     shown = {row["run"] for row in results["rows"] if row["test"] != "shapes"}
     shown_runs = [run for run in results["runs"] if run["id"] in shown] or results["runs"]
@@ -163,11 +164,15 @@ def footnote(results: Results, notes: str = NOTES) -> str:
     bandwidth = ", ".join(f"{name} {_range(min(v), max(v))} GB/s" for name, v in ceilings.items() if v)
     runs = "" if len(shown_runs) == 1 else f" (rows of {len(shown_runs)} runs; versions are the last one's)"
     threads = f"{machine['threads']} threads, " if machine["device"] == "cpu" else ""
-    head = (
+    text = (
         f"{machine['name']}, {threads}{machine['system']}; {versions}; {latest['date']}; "
         f"`{latest['command']}`{runs}. Memory bandwidth beside these rows: {bandwidth or 'not measured'}."
     )
-    return "\n\n".join(f"<sub>{paragraph}</sub>" for paragraph in (head, *notes.split("\n\n")))
+    return _small(text)
+
+
+def _small(text: str) -> str:
+    return "\n\n".join(f"<sub>{paragraph}</sub>" for paragraph in text.split("\n\n"))
 
 
 def _range(low: float, high: float) -> str:
@@ -259,7 +264,7 @@ def device_section(results: Results, images: list[str]) -> str:
         *images,
         _folded(f"Time of the host for a call of 32 {TIMES} 10, until it returns", launches(results)),
         _folded("All figures", device_full(results)),
-        footnote(results, DEVICE_NOTES),
+        footnote(results),
     ]
     intro = (
         f"nbloss on one {results['machine']['name']}, with its share of the bandwidth ceiling, and how many times as "
@@ -323,7 +328,8 @@ def main(arguments: list[str] | None = None) -> None:
         except OSError as error:
             raise SystemExit(f"{path.parent}: plots cannot be written ({error.strerror}); try --no-plots") from None
         sections.setdefault(results["machine"]["device"], []).append(section(results, images))
-    texts = {device: "\n\n".join(some) for device, some in sections.items()}
+    notes = {"cpu": NOTES, "cuda": DEVICE_NOTES}
+    texts = {device: "\n\n".join([*some, _small(notes[device])]) for device, some in sections.items()}
     if chosen.print:
         sys.stdout.write("\n\n".join(texts.values()) + "\n")
         return
