@@ -178,7 +178,7 @@ class _DiskCache(NullCache):  # type: ignore[misc]
                 raise
         except OSError as error:  # without the name of a file, by which each warning would be another one
             warn_once(f"{_IN_EVERY_PROCESS}: {cache_folder()} cannot be written ({error.strerror})")
-        except Exception:  # nothing that can be kept, as after a signal within LLVM
+        except Exception:  # it cannot be kept, and is compiled anew
             return
 
 
@@ -200,15 +200,15 @@ def _sources() -> str | None:
     They may lie in a zip archive, or compiled beside no source; None where they cannot be read, as in some frozen
     programs.
     """
+    try:
+        files = [file for package in ("nbloss", "nbloss.cpu") for file in resources.files(package).iterdir()]
+        contents = sorted((file.name, file.read_bytes()) for file in files if file.name.endswith((".py", ".pyc")))
+    except Exception:  # whatever an importer raises
+        return None
     digest = hashlib.sha256()
-    found = 0
-    with contextlib.suppress(OSError):
-        for package in ("nbloss", "nbloss.cpu"):
-            for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
-                if file.name.endswith((".py", ".pyc")):
-                    digest.update(file.read_bytes())
-                    found += 1
-    return digest.hexdigest() if found else None
+    for _, content in contents:
+        digest.update(content)
+    return digest.hexdigest() if contents else None
 
 
 @cache
