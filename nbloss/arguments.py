@@ -55,10 +55,10 @@ def as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     return as_floats(name, array, "integer, bool, ")
 
 
-def _as_target(target: ArrayLike) -> Array:
-    """The target of a loss over classes; a list of nothing, which NumPy takes for floats, is one of labels."""
+def _as_target(target: ArrayLike, rows: tuple[int, ...]) -> Array:
+    """The target of a loss over classes. A list for no rows, which NumPy takes for floats, is one of labels."""
     array = _as_array("target", target)
-    return array.astype(np.int64) if isinstance(target, (list, tuple)) and array.shape == (0,) else array
+    return array.astype(np.int64) if isinstance(target, (list, tuple)) and array.shape == rows == (0,) else array
 
 
 def _as_labels(array: Array, classes: int, ignore_index: int, check: bool) -> Array:
@@ -179,7 +179,7 @@ def cross_entropy(
         raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
     problem = _over_classes(logits, where, weight, ignore_index, reduction, check)
     problem.label_smoothing = smoothing
-    wanted = _as_target(target)
+    wanted = _as_target(target, problem.shape)
     if wanted.dtype.kind in "iub":
         return _with_labels(problem, "logits", wanted)
     problem.probabilities = as_floats("target", wanted, "of an integer dtype (class indices), or ")
@@ -222,10 +222,10 @@ def nll_loss(
     """The problem of nll_loss."""
     log_probs = as_floats("log_probs", x)
     where = class_axis("log_probs", log_probs, axis)
-    labels = _as_target(target)
+    problem = _over_classes(log_probs, where, weight, ignore_index, reduction, check)
+    labels = _as_target(target, problem.shape)
     if labels.dtype.kind not in "iub":
         raise TypeError(f"target must be class indices of an integer or bool dtype, got {labels.dtype}")
-    problem = _over_classes(log_probs, where, weight, ignore_index, reduction, check)
     problem.normalized = True
     return _with_labels(problem, "log_probs", labels)
 

@@ -71,7 +71,8 @@ def solve(
     written: Array | None = None
     in_place = False
     if form != LOSS_ONLY:
-        written, in_place = output.array_for(problem, out, grad_output, given)
+        before = (*given[:2], {"grad_output": grad_output, **given[2]}) if given else ()
+        written, in_place = output.array_for(problem, out, factor, before)
     if problem.backend == "cuda":
         cuda = _cuda()
         on_its_device = cuda.run if is_device_view(problem.x) else cuda.through_device

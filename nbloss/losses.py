@@ -564,7 +564,8 @@ def _map_rows(x: ArrayLike, axis: SupportsIndex, out: object, backend: Backend, 
         values = arguments.as_floats("x", x)
         flat = out.reshape(1) if isinstance(out, np.ndarray) and out.shape == values.shape == () else out
         rows = choose(backend, stream, arguments.rows(values, axis))
-        result = solve(rows, value=False, form=form, out=flat, key=key, given=(x, None, {}))[1]
+        given = x if flat is out else np.asarray(x).reshape(1)
+        result = solve(rows, value=False, form=form, out=flat, key=key, given=(given, None, {}))[1]
         assert result is not None
         return None, result.reshape(values.shape)
 

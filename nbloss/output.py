@@ -29,14 +29,24 @@ def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Arr
     raise ValueError(f"grad_output must be {expected}, got shape {factor.shape}")
 
 
+def empty_like(x: Array) -> Array:
+    """A new array of an array's shape and dtype, in the order in which it lies in memory, as NumPy's functions give.
+
+    In another order, results of column-major input would take up to 3 times as long.
+    """
+    return np.empty(x.shape, x.dtype) if 0 in x.strides else np.empty_like(x)
+
+
 def array_for(
-    problem: Pointwise | Rowwise, out: object, grad_output: object = None, given: tuple[Any, ...] = ()
+    problem: Pointwise | Rowwise, out: object, factor: object = None, given: tuple[Any, ...] = ()
 ) -> tuple[Array, bool]:
-    """The array that receives the gradient, and whether it is the input itself; `given` are x, target and options."""
+    """The array that receives the gradient, and whether it is the input itself.
+
+    `factor` is the upstream gradient; `given` are x, target, and options with grad_output, before they were converted.
+    """
     x: Any = problem.x
     if out is None:
-        # As NumPy does, in the order in which x lies in memory: in another one, it would take up to 3 times as long.
-        return np.empty_like(x) if type(x) is np.ndarray else x.home.empty(x.shape, x.dtype), False
+        return empty_like(x) if type(x) is np.ndarray else x.home.empty(x.shape, x.dtype), False
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if not (type(out) is type(x) is np.ndarray) and device_of(out) != device_of(x):
@@ -55,17 +65,27 @@ def array_for(
     in_place = near and _same_memory(out, x)
     if near and not in_place and _overlap(out, x):
         raise ValueError(_OVERLAP.format("the input"))
-    read = [("grad_output", grad_output), *((_argument(name), getattr(problem, name)) for name in problem.arrays)]
+    read = [("grad_output", factor), *((_argument(name), getattr(problem, name)) for name in problem.arrays)]
     if given:  # a problem may hold a converted copy of what was given, which must not be written either
         given_x, target, options = given
-        is_copy = isinstance(given_x, np.ndarray) and not np.may_share_memory(given_x, x)
-        if is_copy and not _same_memory(out, given_x):
-            read.append(("the input", given_x))
-        read += [("target", target), *options.items()]
+        source = _memory_of(given_x)
+        if source is not None and not np.may_share_memory(source, x) and not _same_memory(out, source):
+            read.append(("the input", source))
+        read += [(name, _memory_of(value)) for name, value in (("target", target), *options.items())]
     for name, array in read:
         if _overlap(out, array):
             raise ValueError(_OVERLAP.format(name))
     return out, in_place
+
+
+def _memory_of(value: object) -> Array | None:
+    """An argument's own memory, as an array, if it has any that NumPy can see."""
+    if isinstance(value, np.ndarray) or value is None or isinstance(value, (str, int, float, list, tuple)):
+        return value if isinstance(value, np.ndarray) else None
+    try:
+        return np.asarray(value)
+    except Exception:  # whatever a foreign object raises: it is refused elsewhere, or is no array
+        return None
 
 
 def _argument(name: str) -> str:

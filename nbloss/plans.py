@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nbloss.output import begin_together
+from nbloss.output import begin_together, empty_like
 from nbloss.problem import LOSS_ONLY, Array, Pointwise, Rowwise, has_weighted_mean
 
 Key = tuple[object, ...]
@@ -72,7 +72,7 @@ def replay(
     if plan is None:
         return None
     if out is None and form != LOSS_ONLY:
-        out = np.empty_like(x)
+        out = empty_like(x)
     if options:
         return plan(x, target, out, factor, **{n: v for n, v in options.items() if type(v) is np.ndarray}), out
     return plan(x, target, out, factor), out

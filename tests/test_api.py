@@ -175,13 +175,20 @@ def test_commands_that_are_cut_short():
         info.stdout.close()
         assert info.stderr.read() == b""
     assert info.returncode == 0
+    code = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+sys.argv = ["nbloss", "warmup"]
+runpy.run_module("nbloss", run_name="__main__")
+"""
     uncached = {**os.environ, "NBLOSS_CACHE": "0"}
-    warm = subprocess.Popen(
-        [sys.executable, "-u", "-m", "nbloss", "warmup"], stderr=subprocess.PIPE, text=True, env=uncached
-    )
-    assert warm.stderr.read(1) == "["
-    warm.send_signal(signal.SIGINT)
-    rest = warm.communicate(timeout=60)[1]
+    with subprocess.Popen([sys.executable, "-u", "-c", code], stderr=subprocess.PIPE, text=True, env=uncached) as warm:
+        try:
+            assert warm.stderr.read(1) == "["
+            warm.send_signal(signal.SIGINT)
+            rest = warm.communicate(timeout=60)[1]
+        finally:
+            warm.kill()
     assert warm.returncode == 1
     assert rest.splitlines()[-1].endswith("interrupted")
     assert "Traceback" not in rest

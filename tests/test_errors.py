@@ -272,6 +272,9 @@ class TestEveryLoss:
         wide[...] = target
         single = x.astype(np.float32)
         kept = memory.copy()
+        if target.dtype.kind == "f":
+            with pytest.raises(ValueError, match="overlaps target"):
+                loss(single, memoryview(wide), out=memory.view(np.float32)[:12].reshape(4, 3))
         with pytest.raises(ValueError, match="overlaps target"):
             loss(single, wide, out=memory.view(np.float32)[:12].reshape(4, 3))
         np.testing.assert_array_equal(memory, kept)

@@ -107,6 +107,9 @@ def test_one_number_in_place():
     x = np.array(3.0)
     assert nbloss.log_softmax(x, out=x) is x
     assert x == 0
+    swapped = np.array(3.0, ">f8")
+    assert nbloss.log_softmax(swapped, out=swapped) is swapped
+    assert swapped == 0
     assert nbloss.mse_loss.grad(x, np.array(1.0), out=x) is x
     assert x == -2
 
@@ -127,6 +130,8 @@ def test_results_lie_as_their_input_does(rng, order):
         for _ in range(2):
             assert call(x).strides == x.strides
             close(call(x), call(flat))
+    row = np.broadcast_to(x[0], x.shape)
+    assert nbloss.cross_entropy.grad(row, labels).flags.c_contiguous
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)

@@ -421,6 +421,7 @@ def test_an_interrupt_waits_for_a_compilation(expected, tmp_path):
         if signals: signal.raise_signal(signals.pop())
         usual(cls, *args)
     JITCodeLibrary._object_compiled_hook = classmethod(hook)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
     before = signal.getsignal(signal.SIGINT)
     try: job()
     except KeyboardInterrupt: print("heard", signal.getsignal(signal.SIGINT) is before)

@@ -123,7 +123,11 @@ def _interrupts_wait() -> Iterator[None]:
         yield
         return
     heard: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    except ValueError:  # the main thread of a sub-interpreter, which hears no signals
+        yield
+        return
     try:
         yield
     finally:
@@ -177,7 +181,10 @@ class _DiskCache(NullCache):  # type: ignore[misc]
                 os.unlink(temporary)
                 raise
         except OSError as error:  # without the name of a file, by which each warning would be another one
-            warn_once(f"{_IN_EVERY_PROCESS}: {cache_folder()} cannot be written ({error.strerror})")
+            reason = error.strerror or type(error).__name__
+            warn_once(
+                f"nbloss does not keep the kernels that it compiles: {cache_folder()} cannot be written ({reason})"
+            )
         except Exception:  # it cannot be kept, and is compiled anew
             return
 
@@ -213,7 +220,7 @@ def _sources() -> str | None:
 
 @cache
 def cache_folder() -> str | None:
-    """Where compiled kernels are kept, or None where there is no place that nobody but this user and root can write to.
+    """Where compiled kernels are kept; None where others than this user and root could write, or nobody can.
 
     ``NUMBA_CACHE_DIR`` is honoured, ``NBLOSS_CACHE=0`` turns the cache off.
     """

@@ -55,7 +55,6 @@ def default_threads() -> int:
         return max_threads()
 
 
-@cache
 def layer() -> str | None:
     """Numba's threading layer, started if need be; None, with a warning, where the one asked for cannot be loaded."""
     try:
@@ -119,7 +118,8 @@ def _threads_for(blocks: int, elements: int) -> int:
 
 def _layer_is_safe() -> bool:
     """The workqueue layer aborts the process when two threads use it at once."""
-    return threading.active_count() == 1 if layer() == "workqueue" else layer() is not None
+    name = layer()
+    return name is not None and (name != "workqueue" or threading.active_count() == 1)
 
 
 def _in_child() -> None:

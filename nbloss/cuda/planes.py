@@ -125,7 +125,7 @@ def planes(code, mass_code, form, dense, wide):
                 for k in range(lanes):
                     gap[k] += gap_block[k]
                     mass_sum[k] += mass_block[k]
-            if q == 0 and weight == 0:  # each the same, their sum would be off by one rounding many times over
+            if q == 0 and weight == 0:  # each the same: their sum would round in one direction
                 for k in range(lanes):
                     mass_sum[k] = uniform * real(classes)
 
