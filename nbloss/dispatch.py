@@ -59,8 +59,8 @@ def solve(
     form: int = LOSS_ONLY,
     out: object = None,
     grad_output: ArrayLike | None = None,
-    key: Key | None = None,
-    given: Given = (),
+    key: Key | None,
+    given: Given,
 ) -> tuple[Any, Array | None]:
     """(the loss if `value`, the array that `form` asks for): nothing is computed before all arguments are checked.
 
@@ -71,8 +71,7 @@ def solve(
     written: Array | None = None
     in_place = False
     if form != LOSS_ONLY:
-        before = (*given[:2], {"grad_output": grad_output, **given[2]}) if given else ()
-        written, in_place = output.array_for(problem, out, factor, before)
+        written, in_place = output.array_for(problem, out, grad_output, given)
     if problem.backend == "cuda":
         cuda = _cuda()
         on_its_device = cuda.run if is_device_view(problem.x) else cuda.through_device

@@ -38,11 +38,11 @@ def empty_like(x: Array) -> Array:
 
 
 def array_for(
-    problem: Pointwise | Rowwise, out: object, factor: object = None, given: tuple[Any, ...] = ()
+    problem: Pointwise | Rowwise, out: object, grad_output: object, given: tuple[Any, ...]
 ) -> tuple[Array, bool]:
     """The array that receives the gradient, and whether it is the input itself.
 
-    `factor` is the upstream gradient; `given` are x, target, and options with grad_output, before they were converted.
+    `given` are x, target and options: the problem may hold a converted copy, but what was given must not be written.
     """
     x: Any = problem.x
     if out is None:
@@ -65,23 +65,23 @@ def array_for(
     in_place = near and _same_memory(out, x)
     if near and not in_place and _overlap(out, x):
         raise ValueError(_OVERLAP.format("the input"))
-    read = [("grad_output", factor), *((_argument(name), getattr(problem, name)) for name in problem.arrays)]
-    if given:  # a problem may hold a converted copy of what was given, which must not be written either
-        given_x, target, options = given
-        source = _memory_of(given_x)
-        if source is not None and not np.may_share_memory(source, x) and not _same_memory(out, source):
-            read.append(("the input", source))
-        read += [(name, _memory_of(value)) for name, value in (("target", target), *options.items())]
-    for name, array in read:
-        if _overlap(out, array):
+    given_x, target, options = given
+    source = _memory_of(given_x)
+    is_copied = source is not None and not np.may_share_memory(source, x)
+    if is_copied and _overlap(out, source) and not _same_memory(out, source):
+        raise ValueError(_OVERLAP.format("the input"))
+    for name, value in {"grad_output": grad_output, "target": target, **options}.items():
+        if _overlap(out, _memory_of(value)):
             raise ValueError(_OVERLAP.format(name))
     return out, in_place
 
 
 def _memory_of(value: object) -> Array | None:
     """An argument's own memory, as an array, if it has any that NumPy can see."""
-    if isinstance(value, np.ndarray) or value is None or isinstance(value, (str, int, float, list, tuple)):
-        return value if isinstance(value, np.ndarray) else None
+    if isinstance(value, np.ndarray):
+        return value
+    if value is None or isinstance(value, (str, int, float, list, tuple)):
+        return None
     try:
         return np.asarray(value)
     except Exception:  # whatever a foreign object raises: it is refused elsewhere, or is no array
@@ -111,7 +111,7 @@ def begin_together(a: Array, b: Array) -> bool:
     return bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0])
 
 
-def _same_memory(a: Array, b: Array) -> bool:
+def _same_memory(a: Array, b: Any) -> bool:
     return a is b or (a.strides == b.strides and a.dtype == b.dtype and begin_together(a, b))
 
 

@@ -119,13 +119,13 @@ def _interrupts_wait() -> Iterator[None]:
     Raised amid it, it would leave Numba's registries half done, or be printed and dropped where LLVM calls Python back.
     """
     usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+    if not callable(usual):
         yield
         return
     heard: list[int] = []
     try:
         signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    except ValueError:  # the main thread of a sub-interpreter, which hears no signals
+    except ValueError:  # only the main thread of the main interpreter hears signals
         yield
         return
     try:

@@ -5,7 +5,6 @@ from numba import cuda
 
 from nbloss.cuda.functions import Functions
 from nbloss.cuda.intrinsics import (
-    REAL,
     STORED,
     VECTOR_BYTES,
     device_function,
@@ -27,11 +26,11 @@ AT_ONCE = 32  # values in registers; half as many of float64 and of rows that ar
 
 def planes(code, mass_code, form, dense, wide):
     """The kernel: a thread takes sixteen bytes of neighbouring rows if `wide`, else one row of any strides."""
-    stored, real = STORED[code], REAL[code]
+    stored = STORED[code]
     f, row = Functions(code), Row(code, mass_code, form, dense)
     lowest, nothing, one, dtype = row.lowest, row.nothing, row.one, row.type
     around, scaled_exp, larger, log1p = f.around, f.scaled_exp, f.larger, f.log1p
-    add_gap, mass_at, weight_at = row.add_gap, row.mass_at, row.weight_at
+    add_gap, mass_at, weight_at, row_mass = row.add_gap, row.mass_at, row.weight_at, row.row_mass
     moved, others, loss_of, at_target, entry = row.moved, row.others, row.loss_of, row.at_target, row.entry
     lanes = VECTOR_BYTES // stored.itemsize if wide else 1
     values = max((AT_ONCE // 2 if code == "d" or not wide else AT_ONCE) // (4 if dense else 1), lanes)
@@ -125,9 +124,8 @@ def planes(code, mass_code, form, dense, wide):
                 for k in range(lanes):
                     gap[k] += gap_block[k]
                     mass_sum[k] += mass_block[k]
-            if q == 0 and weight == 0:  # each the same: their sum would round in one direction
-                for k in range(lanes):
-                    mass_sum[k] = uniform * real(classes)
+            for k in range(lanes):
+                mass_sum[k] = row_mass(mass_sum[k], q, weight, uniform, classes)
 
         y_t = cuda.local.array(lanes, dtype)
         slope = cuda.local.array(lanes, dtype)

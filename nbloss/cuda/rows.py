@@ -29,7 +29,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
     f, row = Functions(code), Row(code, mass_code, form, dense)
     lowest, nothing, one, dtype = row.lowest, row.nothing, row.one, row.type
     around, scaled_exp, larger = f.around, f.scaled_exp, f.larger
-    add_gap, mass_at, weight_at = row.add_gap, row.mass_at, row.weight_at
+    add_gap, mass_at, weight_at, row_mass = row.add_gap, row.mass_at, row.weight_at, row.row_mass
     moved, others, loss_of, at_target, entry = row.moved, row.others, row.loss_of, row.at_target, row.entry
     log1p = f.log1p
     size = stored.itemsize
@@ -218,8 +218,8 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
                         gap = add_gap(gap, mass_j, m, value_of(v, k, cuda.blockIdx.y, stored))
                         mass_sum += mass_j
             gap, mass_sum = masses(gap, mass_sum)
-            if active and q == 0 and weight == 0:  # each the same: their sum would round in one direction
-                mass_sum = uniform * real(classes)
+            if active:
+                mass_sum = row_mass(mass_sum, q, weight, uniform, classes)
 
         if chained:
             wait_for_last()

@@ -52,6 +52,11 @@ class Row:
             return spread * weight_at(weight, j)
 
         @device_function
+        def row_mass(summed, q, weight, uniform, classes):
+            """The sum of `mass_at` over a row; equal masses are not added, for that would round in one direction."""
+            return summed if q != 0 or weight != 0 else uniform * real(classes)
+
+        @device_function
         def moved(below, ties, m, state):
             """The sum of all entries at most m, as entries below a larger maximum, of which state is `around`."""
             return (below + ties) * (scaled_exp(m, state) * state[3])
@@ -97,7 +102,8 @@ class Row:
                 return scale * dense_gradient(e, e == one, mass, a, r)
             return slope * e - scale * mass
 
-        self.weight_at, self.mass_at, self.moved, self.others = weight_at, mass_at, moved, others
+        self.weight_at, self.mass_at, self.row_mass = weight_at, mass_at, row_mass
+        self.moved, self.others = moved, others
         self.loss_of, self.at_target, self.entry = loss_of, at_target, entry
 
 
