@@ -6,7 +6,7 @@ from numba import njit
 from test_accuracy import DTYPES, LONG, extended, ulps
 
 from nbloss import formulas
-from nbloss.cpu import vecmath
+from nbloss.cpu import bits, vecmath
 from nbloss.cpu.simd import broadcast, lanes, read, write
 
 pytestmark = pytest.mark.cpu
@@ -79,6 +79,16 @@ def test_scaled_exp(rng, dtype):
         assert (out[: lanes(m)] == 0).all()
         loop(np.full(lanes(m), np.nan, dtype), m, out, m)
         assert np.isnan(out[: lanes(m)]).all()
+
+
+def test_multiples_of_roots():
+    """Rounding leaves out nothing worth a look-up, and what is exact with powers of two stays so."""
+    multiples, left_out = bits._roots(4, np.float32, bits.FACTOR)
+    assert np.abs(left_out).max() < 2.0**-28
+    np.testing.assert_array_equal(multiples, (bits.FACTOR * 2.0 ** (np.arange(4) / 4)).astype(np.float32))
+    terms = np.arange(1, 8192, dtype=np.float32)
+    np.testing.assert_array_equal(terms * multiples[0], np.arange(1, 8192) * bits.FACTOR)
+    assert multiples[0] * (1 / multiples[0]) == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -34,10 +34,10 @@ def _mantissa_bits(vt_or_array):
     return 23 if single else 52
 
 
-def _roots(count, dtype):
-    """2^(k / count) for each k below count, and what rounding them has left out, relative to them."""
+def _roots(count, dtype, factor=1.0):
+    """factor 2^(k / count) for each k below count, and what rounding them has left out, relative to them."""
     with localcontext(Context(prec=40)):
-        exact = [Decimal(2) ** (Decimal(k) / count) for k in range(count)]
+        exact = [Decimal(factor) * Decimal(2) ** (Decimal(k) / count) for k in range(count)]
         rounded = [Decimal(float(dtype(v))) for v in exact]
         return np.array(rounded, dtype), np.array([(v - r) / r for v, r in zip(exact, rounded)], dtype)
 
@@ -45,6 +45,12 @@ def _roots(count, dtype):
 # Parts of a binade, whose powers of two are looked up: as many as one instruction finds in registers, or the whole.
 PARTS_32, PARTS_64 = (16, 8) if HAS_AVX512 else (4, 1) if HAS_AVX else (1, 1)
 _ROOTS = {23: _roots(PARTS_32, np.float32), 52: _roots(PARTS_64, np.float64)}
+# Times this number, four roots of two are within 2^-28 of numbers of float32, so that no look-up of what rounding left
+# out is needed (after Gal's accurate tables). Of its bits there are 11, and it times its inverse is 1: equal terms add
+# up without an error, and shares are halves or quarters, where powers of two would.
+FACTOR = 1697 / 1024
+_MULTIPLES = _roots(4, np.float32, FACTOR)[0]
+_ONE = _bits(np.float32(1))
 
 
 def root_of_two(x):
@@ -69,6 +75,25 @@ def _looked_up(builder, table, places):
         for k in (0, 8)
     )
     return builder.bitcast(shuffled(builder, range(16), *found), vt)
+
+
+def multiple_of_root(x):
+    """FACTOR 2^(k / 4) for a float32 x with k + 4·bias in its low bits; 0 where its exponent is below that of 0."""
+    bits = _bits(x)
+    found = _bits(_MULTIPLES)[bits & 3] - _ONE + (bits >> 2 << 23)
+    return np.maximum(found, 0).view(x.dtype)
+
+
+@compiled(multiple_of_root)
+def _(builder, x):
+    if x.type.element != FLOAT[32] or PARTS_32 != 4:  # lowered, and dropped, where other roots are taken
+        return x
+    vt = vector_of_ints(x.type)
+    places = builder.bitcast(x, vt)
+    power = builder.shl(places, ints(x.type, 21))
+    bits = builder.add(_looked_up(builder, _bits(_MULTIPLES) - _ONE - (np.arange(4) << 21), places), power)
+    zero = ints(x.type, 0)
+    return builder.bitcast(builder.select(builder.icmp_signed(">", bits, zero), bits, zero), x.type)
 
 
 @compiled_raw(root_of_two, lambda x: types.containers.UniTuple(x, 2))
