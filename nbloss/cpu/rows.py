@@ -103,7 +103,7 @@ def _sum_chunk(x, start, stop, left_out, scale, other, offset, q, ahead, exps, k
             top = maximum(load(other, j + offset, like), top)
             if ahead:
                 prefetch(x, j + 4 * ahead)
-            prefetch(q, j + ahead)
+                prefetch(q, j + ahead)
         if end < whole:
             e = scaled_exp(load(x, end, like), scale)
             if keep:
