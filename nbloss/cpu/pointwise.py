@@ -115,6 +115,30 @@ def _driver(formula):
         return value_sum, faults
 
     @inline
+    def sums(arrays, start, stop, like):
+        """The same of losses that are neither stored nor differentiated, in a loop 1.1 to 1.15 times as fast.
+
+        Each vector is loaded with the one before and added with the one behind it: of the 70 cycles for which its
+        operations wait for each other, a processor that holds 256 instructions would overlap one vector and a half
+        (losses of BCE in float32 are 1.08 times as fast).
+        """
+        x, t, weight, pos_weight, _, _, _ = arrays
+        step = lanes(like)
+        same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
+        value_sum = broadcast(0.0, np.float64(0.0))
+        faults = behind = ahead_x = ahead_t = broadcast(0.0, like)
+        if start < stop:
+            ahead_x, ahead_t = load(x, start, like), load(t, start, like)
+        for j in range(start, stop, step):
+            here_x, here_t, following = ahead_x, ahead_t, min(j + step, stop - step)
+            ahead_x, ahead_t = load(x, following, like), load(t, following, like)
+            value_sum = add_wide(value_sum, behind)
+            value, _, outside = loss_and_gradient(here_x, here_t, _at(pos_weight, same_p, j, like))
+            faults = where(outside, faults + 1.0, faults)
+            behind = value * _at(weight, same_w, j, like)
+        return add_wide(value_sum, behind), faults
+
+    @inline
     def segment(arrays, want, start, stop, like):
         """Elements of one line: (sum of losses, faults)."""
         x, t, weight, pos_weight, upstream, gradient, loss = arrays
@@ -136,9 +160,8 @@ def _driver(formula):
                 whole = head + (stop - head) // step * step
                 aligned = 0 if whole > head else -1
         kept = loss.shape[0]
-        if want == WANT_VALUE and kept == 0:  # a loop of its own is 1.1 to 1.15 times as fast
-            # Not literal numbers: Numba would compile the loop once more.
-            value_sum, faults = vectors(arrays, np.int64(WANT_VALUE), np.int64(0), np.int64(-1), head, whole, like)
+        if want == WANT_VALUE and kept == 0:
+            value_sum, faults = sums(arrays, head, whole, like)
         else:
             value_sum, faults = vectors(arrays, want, kept, np.int64(aligned), head, whole, like)
         begin, end = start, head
