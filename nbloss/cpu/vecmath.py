@@ -2,7 +2,7 @@
 
 Reductions and the shape of log follow Cody and Waite and fdlibm (`e_log.c`, `s_log1p.c`); the polynomials are
 minimax fits of relative error (Remez), their error given beside them in units of half an ulp of 1.
-Measured errors: exp 0.6 ulp (with AVX2 0.75, float64 0.9), quotients of scaled_exp 2.5 ulp, log_unit
+Measured errors: exp 0.6 ulp (with AVX2 0.7, float64 0.9), quotients of scaled_exp 2.5 ulp, log_unit
 and log1p 1.0 ulp (with AVX-512 log1p in float32 0.85 ulp), log1p_unit and log_complement 2 ulp (tests/test_vecmath.py).
 """
 
