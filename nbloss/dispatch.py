@@ -143,27 +143,35 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     """Make a loss of a function that has a loss's signature and docstring and returns its problem."""
 
     name = define.__name__
-    both, slope = f"{name}.value_and_grad", f"{name}.grad"
     names = list(inspect.signature(define).parameters)[:2]
 
-    def run(args: Sequence[Any], kwargs: dict[str, Any], entry: str, value: bool, form: int) -> tuple[Any, Any]:
-        grad_output = out = key = None
-        if form == GRADIENT:
-            args, grad_output, out = _split(args, kwargs)
-        if kwargs:
-            while len(args) < 2 and names[len(args)] in kwargs:
-                args = (*args, kwargs.pop(names[len(args)]))
-        if type(grad_output) is int and -(2**63) <= grad_output < 2**63:
-            grad_output = float(grad_output)
-        if len(args) == 2 and (grad_output is None or type(grad_output) in _NUMBERS):
-            x, target = args
-            key = key_of(entry, x, target, out, kwargs)
-            known = replay(key, x, target, form, out, 1.0 if grad_output is None else float(grad_output), kwargs)
-            if known is not None:
-                return known
-        return afresh(args, kwargs, grad_output, out, entry, key, value, form)
+    def entry(called: str, value: bool, form: int, part: int | None) -> Callable[..., Any]:
+        """What users call: a function that gives a part of (loss, gradient), or both."""
 
-    # Apart from `run`, in which it would make cells of variables: 0.1 µs of a small call.
+        def call(*args: Any, **kwargs: Any) -> Any:
+            grad_output = out = key = None
+            if form == GRADIENT:
+                if len(args) != 2:
+                    args, grad_output, out = _split(args, kwargs)
+                elif kwargs:
+                    grad_output, out = kwargs.pop("grad_output", None), kwargs.pop("out", None)
+            if kwargs:
+                while len(args) < 2 and names[len(args)] in kwargs:
+                    args = (*args, kwargs.pop(names[len(args)]))
+            if type(grad_output) is int and -(2**63) <= grad_output < 2**63:
+                grad_output = float(grad_output)
+            known = None
+            if len(args) == 2 and (grad_output is None or type(grad_output) in _NUMBERS):
+                x, target = args
+                key = key_of(called, x, target, out, kwargs)
+                known = replay(key, x, target, form, out, 1.0 if grad_output is None else float(grad_output), kwargs)
+            if known is None:
+                known = afresh(args, kwargs, grad_output, out, called, key, value, form)
+            return known if part is None else known[part]
+
+        return call
+
+    # Apart from `call`, in which it would make cells of variables: 0.1 µs of a small call.
     def afresh(
         args: Sequence[Any],
         kwargs: dict[str, Any],
@@ -183,23 +191,18 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         called = [*names[: len(args)], *["argument"] * (len(args) - 2), "grad_output", "out", *kwargs]
         return results(entry, solved, called, [*args, grad_output, out, *kwargs.values()])
 
-    @functools.wraps(define)
-    def value(*args: P.args, **kwargs: P.kwargs) -> Any:
-        return run(args, kwargs, name, True, LOSS_ONLY)[0]
-
+    value = functools.wraps(define)(entry(name, True, LOSS_ONLY, 0))
     value.__annotations__ = {**define.__annotations__, "return": "Any"}
     setattr(value, "__signature__", inspect.signature(define).replace(return_annotation="Any"))  # noqa: B010
 
-    def value_and_grad(*args: Any, **kwargs: Any) -> tuple[Any, Array]:
-        return run(args, kwargs, both, True, GRADIENT)
-
-    def grad(*args: Any, **kwargs: Any) -> Array:
-        return cast("Array", run(args, kwargs, slope, False, GRADIENT)[1])
-
-    for method, returns in ((value_and_grad, "The loss and its gradient"), (grad, "The gradient")):
-        method.__qualname__ = f"{name}.{method.__name__}"
-        method.__module__ = define.__module__
-        setattr(method, "__signature__", _with_gradient_arguments(define, method))  # noqa: B010
+    for short, returns, result, both in (
+        ("value_and_grad", "The loss and its gradient", "tuple[Any, Array]", True),
+        ("grad", "The gradient", "Array", False),
+    ):
+        method = entry(f"{name}.{short}", both, GRADIENT, None if both else 1)
+        method.__name__, method.__qualname__, method.__module__ = short, f"{name}.{short}", define.__module__
+        method.__annotations__["return"] = result
+        setattr(method, "__signature__", _with_gradient_arguments(define, result))  # noqa: B010
         method.__doc__ = f"""{returns} of `{name}`, with the same arguments and two more.
 
         grad_output is the upstream gradient: a scalar, or with ``reduction="none"`` an array of the loss's shape; None
@@ -209,11 +212,11 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         an argument a ValueError. A call that raises has changed no input, in place included; any other `out` may
         hold anything then.
         """
-        setattr(value, method.__name__, method)
+        setattr(value, short, method)
     return cast("Loss[P]", value)
 
 
-def _split(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], Any, Any]:
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any, Any]:
     """Take grad_output and out, third and fourth or by name, from the arguments of a loss."""
     grad_output, out = (kwargs.pop("grad_output", None), kwargs.pop("out", None)) if kwargs else (None, None)
     if len(args) > 2:
@@ -228,12 +231,11 @@ def _split(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], 
     return args[:2], grad_output, out
 
 
-def _with_gradient_arguments(define: Callable[..., object], method: Callable[..., object]) -> inspect.Signature:
+def _with_gradient_arguments(define: Callable[..., object], returns: str) -> inspect.Signature:
     signature = inspect.signature(define)
     positional = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     options = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     added = [
         inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for n in ("grad_output", "out")
     ]
-    returns = method.__annotations__["return"]
     return signature.replace(parameters=[*positional, *added, *options], return_annotation=returns)

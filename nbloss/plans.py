@@ -40,7 +40,7 @@ def key_of(entry: str, x: Any, target: Any, out: Any, options: dict[str, Any]) -
         if target is not None and _are_near(out, owned, target):
             return None
         rest = (out is x, out.dtype, out.shape, out.strides)
-    for name, value in options.items():
+    for name, value in options.items() if options else ():  # 0.1 µs for those of an empty dict
         kind = type(value)
         if kind is np.ndarray and name in WEIGHTS:
             if out is not None and _are_near(out, owned, value):

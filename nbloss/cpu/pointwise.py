@@ -6,7 +6,7 @@ from numba.core import types
 
 from nbloss import formulas
 from nbloss.cpu import simd, vecmath
-from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
+from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of
 from nbloss.cpu.simd import (
@@ -232,6 +232,6 @@ def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
     """
     x, t, weight, *_ = views
     outer, inner = x.shape
-    constants = (layout_of(views), want, LIKE[weight.dtype.char])
+    constants = (layout_of(views), want, like_of(weight.dtype.char))
     units = outer * -(-inner // SEGMENT)
     return Launch(KERNELS[name], (x.dtype.char, t.dtype.char), constants, units, min(inner, SEGMENT))

@@ -10,7 +10,7 @@ import numpy as np
 from numba import from_dtype, prange
 from numba.core import types
 
-from nbloss.cpu.compile import LIKE, Kernel, array_type, compute_type
+from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
 from nbloss.cpu.groups import FOLDED, groups
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
@@ -203,7 +203,7 @@ def prepare(
         room = (classes + step) * (breadth | 1) * step  # whole blocks of (step, step) are transposed
         room += FACTS * lead + ((classes + 1) * step if nontemporal and breadth == 1 else 0)
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * min(lead, whole)
-    share, uniform, like = 1.0 - smoothing, smoothing / classes, LIKE[weight.dtype.char]
+    share, uniform, like = 1.0 - smoothing, smoothing / classes, like_of(weight.dtype.char)
     layout = layout_of(views, kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room)
     constants = (layout, share, uniform, like)
     return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements)
