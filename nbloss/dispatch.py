@@ -151,10 +151,10 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         def call(*args: Any, **kwargs: Any) -> Any:
             grad_output = out = key = None
             if form == GRADIENT:
-                if len(args) != 2:
-                    args, grad_output, out = _split(args, kwargs)
-                elif kwargs:
+                if kwargs:
                     grad_output, out = kwargs.pop("grad_output", None), kwargs.pop("out", None)
+                if len(args) > 2:
+                    args, grad_output, out = _split(args, grad_output, out)
             if kwargs:
                 while len(args) < 2 and names[len(args)] in kwargs:
                     args = (*args, kwargs.pop(names[len(args)]))
@@ -216,19 +216,15 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
     return cast("Loss[P]", value)
 
 
-def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any, Any]:
-    """Take grad_output and out, third and fourth or by name, from the arguments of a loss."""
-    grad_output, out = (kwargs.pop("grad_output", None), kwargs.pop("out", None)) if kwargs else (None, None)
-    if len(args) > 2:
-        extra = args[2:]
-        if len(extra) > 2:
-            raise TypeError("too many positional arguments: options are given by name")
-        for name, twice in (("grad_output", grad_output), ("out", out if len(extra) == 2 else None)):
-            if twice is not None:
-                raise TypeError(f"got multiple values for argument {name!r}")
-        grad_output = extra[0]
-        out = extra[1] if len(extra) == 2 else out
-    return args[:2], grad_output, out
+def _split(args: tuple[Any, ...], grad_output: Any, out: Any) -> tuple[tuple[Any, ...], Any, Any]:
+    """The arguments of a loss without grad_output and out, third and fourth, which were not given by name too."""
+    extra = args[2:]
+    if len(extra) > 2:
+        raise TypeError("too many positional arguments: options are given by name")
+    for name, twice in (("grad_output", grad_output), ("out", out if len(extra) == 2 else None)):
+        if twice is not None:
+            raise TypeError(f"got multiple values for argument {name!r}")
+    return args[:2], extra[0], extra[1] if len(extra) == 2 else out
 
 
 def _with_gradient_arguments(define: Callable[..., object], returns: str) -> inspect.Signature:

@@ -50,7 +50,7 @@ _ROOTS = {23: _roots(PARTS_32, np.float32), 52: _roots(PARTS_64, np.float64)}
 # up without an error, and shares are halves or quarters, where powers of two would.
 FACTOR = 1697 / 1024
 _MULTIPLES = _roots(4, np.float32, FACTOR)[0]
-_ONE = _bits(np.float32(1))
+_BIAS = {23: 127, 52: 1023}
 
 
 def root_of_two(x):
@@ -80,36 +80,39 @@ def _looked_up(builder, table, places):
 def multiple_of_root(x):
     """FACTOR 2^(k / 4) for a float32 x with k + 4·bias in its low bits; 0 where its exponent is below that of 0."""
     bits = _bits(x)
-    found = _bits(_MULTIPLES)[bits & 3] - _ONE + (bits >> 2 << 23)
+    found = _bits(_MULTIPLES)[bits & 3] - (_BIAS[23] << 23) + (bits >> 2 << 23)
     return np.maximum(found, 0).view(x.dtype)
+
+
+def _with_exponent(builder, roots, x):
+    """The bits of the roots at the low bits of x, times the power of two above these bits."""
+    mantissa = _mantissa_bits(x.type)
+    shift = mantissa - (len(roots).bit_length() - 1)
+    places = builder.bitcast(x, vector_of_ints(x.type))
+    power = builder.shl(places, ints(x.type, shift))
+    if len(roots) == 1:
+        return power
+    # Of a root, what it has beyond 1 less its place, which comes back with the exponent.
+    beyond = _bits(roots) - (_BIAS[mantissa] << mantissa) - (np.arange(len(roots)) << shift)
+    return builder.add(_looked_up(builder, beyond, places), power)
 
 
 @compiled(multiple_of_root)
 def _(builder, x):
     if x.type.element != FLOAT[32] or PARTS_32 != 4:  # lowered, and dropped, where other roots are taken
         return x
-    vt = vector_of_ints(x.type)
-    places = builder.bitcast(x, vt)
-    power = builder.shl(places, ints(x.type, 21))
-    bits = builder.add(_looked_up(builder, _bits(_MULTIPLES) - _ONE - (np.arange(4) << 21), places), power)
-    zero = ints(x.type, 0)
+    bits, zero = _with_exponent(builder, _MULTIPLES, x), ints(x.type, 0)
     return builder.bitcast(builder.select(builder.icmp_signed(">", bits, zero), bits, zero), x.type)
 
 
 @compiled_raw(root_of_two, lambda x: types.containers.UniTuple(x, 2))
 def _(context, builder, sig, args):
     (x,) = args
-    vt = vector_of_ints(x.type)
     roots, left_out = _ROOTS[_mantissa_bits(x.type)]
-    shift = _mantissa_bits(x.type) - (len(roots).bit_length() - 1)
-    places = builder.bitcast(x, vt)
-    if len(roots) == 1:
-        power, rest = builder.shl(places, ints(x.type, shift)), ints(x.type, 0)
-    else:
-        # Of a root, its mantissa less its place, which comes back with the exponent.
-        mantissas = _bits(roots) - _bits(roots)[0] - (np.arange(len(roots)) << shift)
-        mantissa, rest = (_looked_up(builder, table, places) for table in (mantissas, _bits(left_out)))
-        power = builder.add(mantissa, builder.shl(places, ints(x.type, shift)))
+    rest = ints(x.type, 0)
+    if len(roots) > 1:
+        rest = _looked_up(builder, _bits(left_out), builder.bitcast(x, vector_of_ints(x.type)))
+    power = _with_exponent(builder, roots, x)
     return context.make_tuple(builder, sig.return_type, [builder.bitcast(v, x.type) for v in (power, rest)])
 
 
@@ -118,7 +121,6 @@ _ROOT_HALF = {
     23: struct.unpack("<i", struct.pack("<f", 0.5**0.5))[0],
     52: struct.unpack("<q", struct.pack("<d", 0.5**0.5))[0],
 }
-_BIAS = {23: 127, 52: 1023}
 
 
 def exponent_of(x, offset):
