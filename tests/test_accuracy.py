@@ -143,6 +143,29 @@ def test_offsets_of_single_rows(rng, dtype, shape):
 
 
 @extended
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("height", [0, 20, 400])
+def test_rising_rows(rng, dtype, height):
+    """A maximum that rises along the row, through the limit from which it is taken from every logit too."""
+    classes = few(9000, 4500)
+    labels = rng.integers(0, classes, few(20, 2))
+    most = 5 if dtype == np.float32 else 8
+    for offset in (0, 250, 2045, 10_000, -2060, -300):
+        x = rng.standard_normal((len(labels), classes)) * 3 + np.linspace(0, height, classes) + offset
+        x = x.astype(dtype)
+        loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+        top = x.max(axis=1, keepdims=True).astype(LONG)
+        p = np.exp(x.astype(LONG) - top)
+        norm = p.sum(axis=1, keepdims=True)
+        p /= norm
+        assert ulps(nbloss.softmax(x, axis=1), p).max() <= most
+        rows = np.arange(len(labels))
+        assert ulps(loss, (top + np.log(norm))[:, 0] - x[rows, labels]).max() <= 2
+        p[rows, labels] -= 1
+        assert ulps(gradient, p).max() <= most
+
+
+@extended
 @pytest.mark.cpu  # a device is an ulp off in float32
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [17, 20, 300, 600, 9000])

@@ -11,7 +11,7 @@ from nbloss.cpu import launch
 
 pytestmark = pytest.mark.cpu
 
-ROWS = [(700, 10), (333, 29), (600, 100), (40, 450), (300, 1000), (20, 9000), (8, 70_001), (3, 7, 4099)]
+ROWS = [(700, 10), (333, 29), (600, 100), (40, 450), (300, 1000), (20, 9000), (34, 4501), (8, 70_001), (3, 7, 4099)]
 
 
 def calls(rng, dtype):
@@ -69,6 +69,23 @@ def test_rows_do_not_touch(rng, classes):
         together = call(x, labels)
         for i in range(21):
             assert bits(call(x[i : i + 1], labels[i : i + 1])) == bits(r[i : i + 1] for r in together)
+
+
+@pytest.mark.parametrize("classes", [300, 5000])
+def test_rows_too_long_to_keep(rng, monkeypatch, classes):
+    """The same bits where exponentials are kept and where they are computed twice."""
+    from nbloss.cpu import rowwise
+
+    monkeypatch.setattr(rowwise, "GROUPS_FROM", {4: 1 << 40})
+    monkeypatch.setattr(rowwise, "ROWS_FROM", {4: 1})
+    x = rng.standard_normal((40, classes)).astype(np.float32) + np.linspace(0, 30, classes, dtype=np.float32)
+    labels = rng.integers(0, classes, 40)
+    results = []
+    for most in (1 << 22, 0):
+        monkeypatch.setattr(rowwise, "LARGE_TILE_BYTES", most)
+        plans._plans.clear()
+        results.append(nbloss.cross_entropy.value_and_grad(x, labels, reduction="none"))
+    assert bits(results[0]) == bits(results[1])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -53,6 +53,27 @@ def test_past_the_caches(rng, monkeypatch, dtype, classes):
         np.testing.assert_array_equal(nbloss.mse_loss.grad(line, t, out=room), near[1])
 
 
+@pytest.mark.parametrize("most", [1 << 22, 0])
+def test_long_rows(rng, monkeypatch, most):
+    """Two to a unit, with exponentials kept and computed twice, through a limit of `scale_of` and past the caches."""
+    from nbloss.cpu import rowwise, solve
+
+    monkeypatch.setattr(rowwise, "LARGE_TILE_BYTES", most)
+    x = (rng.standard_normal((17, 4200)) + np.linspace(240, 270, 4200)).astype(np.float32)
+    x[3] -= 250
+    x[4] = -1e4
+    x[4, 4150] = 1
+    labels = rng.integers(0, 4200, 17)
+    labels[[4, 7, 16]] = 4150, -100, -100
+    expected = reference.cross_entropy(x, labels, reduction="none")
+    for stream_from in (0, 1 << 40):
+        monkeypatch.setattr(solve, "STREAM_FROM", stream_from)
+        loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+        close(loss, expected[0], "float32")
+        close(gradient, expected[1], "float32")
+        close(nbloss.logsumexp(x, axis=1), np.logaddexp.reduce(x.astype(float), axis=1), "float32")
+
+
 def test_confident_row_and_nll():
     x = np.array([[30.0, 0.0]], np.float32)
     assert nbloss.cross_entropy(x, [0]) == pytest.approx(9.357623e-14, rel=1e-6)

@@ -81,6 +81,30 @@ def test_scaled_exp(rng, dtype):
         assert np.isnan(out[: lanes(m)]).all()
 
 
+@extended
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_change(rng, dtype):
+    """It makes scaled_exp of one scale that of another: to the bit where both take nothing from x."""
+
+    @njit(error_model="numpy")
+    def loop(x, former, m, changed, out, like):
+        scale, old = vecmath.scale_of(broadcast(m, like)), vecmath.scale_of(broadcast(former, like))
+        for i in range(0, x.size, lanes(like)):
+            v = read(x, i, lanes(like), 0.0, like)
+            ratio = broadcast(vecmath.scale_change(old, scale), like)
+            write(changed, i, lanes(like), vecmath.scaled_exp(v, old) * ratio, like)
+            write(out, i, lanes(like), vecmath.scaled_exp(v, scale), like)
+
+    limit = 256 if dtype == np.float32 else 2048
+    for former, m in ((0, 5), (-60, 10), (-1, 30), (limit - 2, limit + 3), (-limit - 3, -limit + 1), (1e4, 1e4 + 9)):
+        x = np.linspace(former - 20, former, 512).astype(dtype)
+        changed, out = np.empty_like(x), np.empty_like(x)
+        loop(x, dtype(former), dtype(m), changed, out, dtype(0))
+        if max(abs(former), abs(m)) < limit:
+            np.testing.assert_array_equal(changed, out)
+        assert ulps(changed, out.astype(LONG)).max() <= 4
+
+
 def test_multiples_of_roots():
     """Rounding leaves out nothing worth a look-up, and what is exact with powers of two stays so."""
     multiples, left_out = bits._roots(4, np.float32, bits.FACTOR)

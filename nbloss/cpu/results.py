@@ -63,19 +63,19 @@ def dense_gap(x, q, weight, mode, m, like):
 
 
 @inline
-def _exp_at(x, j, count, scale, exps, like):
-    """scaled_exp of classes j, …, which `exps` holds of a short row."""
-    if exps.shape[0]:
+def _exp_at(x, j, count, scale, kept, exps, like):
+    """scaled_exp of classes j, …, which `exps` holds where they are kept."""
+    if kept:
         return load(exps, j, like)
     return scaled_exp(take(x, j, count, 0.0, like), scale)
 
 
 @inline
-def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, like):
-    """factor (a p - q), or the log-softmax, of one row.
+def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, j, end, like):
+    """factor (a p - q), or the log-softmax, of a row's elements from j to `end`, or to the end of the vector there.
 
-    Whole vectors up to that of the target, it alone with `at_target`, whole vectors again, and what is left;
-    non-temporal stores begin at `aligned`.
+    Gives where that is. Whole vectors up to that of the target, it alone with `at_target`, whole vectors again, and
+    what is left of the row; non-temporal stores begin at `aligned`.
     """
     _, _, nontemporal, _, _, _ = mode
     n = x.shape[0]
@@ -83,15 +83,14 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, like):
     aligned = aligned_at(out, like) if nontemporal else 0
     if aligned < 0:
         aligned = n
-    j = np.int64(0)  # a literal 0 is a type of its own: what takes j would be compiled twice
-    while j < n:
+    while j < end:
         if j >= aligned or not nontemporal:
-            stop = j + (n - j) // step * step
+            stop = j + min((end - j + step - 1) // step, (n - j) // step) * step
             if j <= target < stop:
                 stop = j + (target - j) // step * step
             _write_vectors(x, q, weight, out, mode, numbers, exps, j, stop, like)
             j = stop
-            if j == n:
+            if j >= end:
                 break
         count = min(step, n - j)
         if j < aligned:
@@ -103,16 +102,17 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, like):
         else:
             put(out, j, count, y, like)
         j += count
+    return j
 
 
 @inline
 def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
     kind, form, _, _, _, uniform = mode
-    m, r, log_norm, scale, factor, a, slope, shift, exp_max, inverse = numbers
+    m, r, log_norm, scale, kept, factor, a, slope, shift, exp_max, inverse = numbers
     if form == LOG_SOFTMAX:
         return (take(x, j, count, 0.0, like) - m) - log_norm
-    e = _exp_at(x, j, count, scale, exps, like)
+    e = _exp_at(x, j, count, scale, kept, exps, like)
     if kind == PROBABILITIES:
         mass = mass_at(q, weight, mode, j, count, like)
         return factor * dense_gradient(e * inverse, e == exp_max, mass, a, r)
@@ -125,15 +125,15 @@ def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
 def _write_vectors(x, q, weight, out, mode, numbers, exps, start, stop, like):
     """As many whole vectors of a row's result."""
     kind, form, nontemporal, _, _, uniform = mode
-    _, _, _, scale, factor, _, slope, shift, _, _ = numbers
+    _, _, _, scale, kept, factor, _, slope, shift, _, _ = numbers
     step = lanes(like)
     if form == GRADIENT and kind != PROBABILITIES and (uniform == 0.0 or weight.shape[0] == 0):
         if nontemporal:
             for j in range(start, stop, step):
-                stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, exps, like), shift))
+                stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, kept, exps, like), shift))
         else:
             for j in range(start, stop, step):
-                store(out, j, fma(factor, slope * _exp_at(x, j, step, scale, exps, like), shift))
+                store(out, j, fma(factor, slope * _exp_at(x, j, step, scale, kept, exps, like), shift))
     else:
         for j in range(start, stop, step):
             y = _result_at(x, q, weight, mode, numbers, exps, j, step, like)

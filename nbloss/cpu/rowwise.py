@@ -15,7 +15,7 @@ from nbloss.cpu.groups import FOLDED, groups
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
 from nbloss.cpu.picks import picks
-from nbloss.cpu.rows import rows
+from nbloss.cpu.rows import SHORT, room_of, rows
 from nbloss.cpu.simd import (
     HAS_AVX512,
     VECTOR_BYTES,
@@ -58,9 +58,9 @@ ROWS_FROM = {4: 400, 8: 400} if HAS_AVX512 else {4: 500, 8: 400}
 GROUPED = 1 << 15
 # Labels that are scanned as one, by any thread: by one thread alone, 16 x 21 x 256 x 256 took 1.06 times as long.
 PIECE = 1 << 14
-# Rows of up to SHORT vectors lie in the first-level cache with their exponentials beside them, HEIGHT to a unit, whose
-# losses are computed together.
-SHORT, HEIGHT = 256, 8
+# Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together; of few rows it is
+# fewer, for threads to share.
+HEIGHT, FEW = 8, 16
 
 
 def _driver(chunk):
@@ -68,7 +68,7 @@ def _driver(chunk):
     # Absent: q is x, the others have no element. The gradient of a row is multiplied by its upstream, or by factor;
     # where mean, divided by the weight of the labels, which those that are scanned give.
     # mode: (kind of target, form, nontemporal, ignore_index, share = 1 - smoothing, uniform = smoothing / classes).
-    # scratch: (tile, memory of a group, or the exponentials of a short row; numbers of a vector; labels of a vector;
+    # scratch: (tile, memory of a group, or that of a row, see `room_of`; numbers of a vector; labels of a vector;
     # per_unit; breadth; dense mass that every row has; own_factor).
     def driver(
         units, step, first_block, stop_block, layout, share, uniform, like,
@@ -97,7 +97,7 @@ def _driver(chunk):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
             operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
             # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
-            memory = allocated(24 + room * weight.itemsize // 8)
+            memory = allocated(24 + (room * weight.itemsize + 7) // 8)
             labels = lent_to(np.int64(0), memory, 0, lanes(like))
             numbers = lent_to(like, memory, 16, lanes(like))
             tile = lent_to(like, memory, 24, room)
@@ -185,9 +185,8 @@ def prepare(
     if normalized:
         kernel, units, unit_elements = PICKS, outer * inner, 1
     elif along:
-        per_unit = 1
-        if classes <= SHORT * step:
-            per_unit, room = HEIGHT, classes + step
+        per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
+        room = room_of(classes, step, LARGE_TILE_BYTES // weight.itemsize)
         kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
     elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side((x, q, out) if out.size else (x, q), 1):
         per_unit = max(GROUPED // (classes * step), 1) * step

@@ -6,6 +6,8 @@ Measured errors: exp 0.6 ulp (with AVX2 0.7, float64 0.9), quotients of scaled_e
 and log1p 1.0 ulp (with AVX-512 log1p in float32 0.85 ulp), log1p_unit and log_complement 2 ulp (tests/test_vecmath.py).
 """
 
+import numpy as np
+
 from nbloss import formulas
 from nbloss.cpu.simd import (
     HAS_AVX512,
@@ -13,11 +15,13 @@ from nbloss.cpu.simd import (
     PARTS_64,
     absolute,
     any_lane,
+    broadcast,
     exponent_of,
     fma,
     held,
     inline,
     is_single,
+    lane,
     log_parts,
     maximum,
     multiple_of_root,
@@ -143,6 +147,22 @@ def scaled_exp(x, scale):
     """
     some_large, c, lowest, round_to = scale
     return _exp(maximum(lowest, x - c if some_large else x), round_to, True)
+
+
+@inline
+def scale_change(former, scale):
+    """What scaled_exp of one scale is times that of a former, lower one, as a float64: exp(c - c') 2^(k - k')."""
+    _, former_c, _, former_round_to = former
+    _, c, _, round_to = scale
+    distance = np.float64(lane(former_c, 0)) - np.float64(lane(c, 0))
+    powers = np.float64(lane(round_to - former_round_to, 0)) / (PARTS_32 if is_single(c) else PARTS_64)
+    rest = 0.0
+    if distance != 0.0:  # one c is 0, and the power takes most of the other away; or powers is 0
+        rest = distance + powers * LN2_HIGH_64 + powers * LN2_LOW_64
+        powers = 0.0
+    lowest = broadcast(-1023.0, np.float64(0.0))
+    power, _ = root_of_two(fma(maximum(broadcast(powers, np.float64(0.0)), lowest), PARTS_64, ROUND_64))
+    return lane(exp(broadcast(rest, np.float64(0.0))) * power, 0)
 
 
 @inline
