@@ -166,6 +166,22 @@ def test_rising_rows(rng, dtype, height):
 
 
 @extended
+@pytest.mark.cpu
+@pytest.mark.parametrize(("dtype", "height"), [(np.float32, 104), (np.float64, 709.1)])
+def test_a_late_jump(dtype, height):
+    """What is nearly too small beside a maximum that comes late is not lost."""
+    x = np.full((1, 8192), -1, dtype)
+    x[0, 0], x[0, 1024], x[0, -1] = 0, 4, height
+    p = nbloss.softmax(x, axis=1)[0, 1024]
+    exact = np.exp(LONG(4) - LONG(dtype(height)))
+    assert p > 0
+    assert abs(p - exact) <= 4 * max(np.spacing(p), np.finfo(dtype).smallest_subnormal)
+    x = np.zeros((1, 8192))
+    x[0, -1] = 712.5
+    assert ulps(nbloss.cross_entropy(x, [8191]), 8191 * np.exp(LONG(-712.5))) <= 4
+
+
+@extended
 @pytest.mark.cpu  # a device is an ulp off in float32
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [17, 20, 300, 600, 9000])

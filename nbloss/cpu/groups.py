@@ -201,7 +201,7 @@ def groups(operands, mode, unit, like, scratch):
             scale = (some_large, taken, lowest, load_one(memory, ROUND_TO + k, like))
             row, other = row_of(x, i, low + k), row_of(x, i, min(low + k + step, stop - 1))
             masses, at = row_of(q, i, low + k), exps + k * lead
-            if some_large:  # asked before the loop and not within it, 1.05 to 1.09 times faster
+            if some_large:  # asked before the loop, 1.05 to 1.09 times faster
                 top = _row_exps(memory, at, row, scale, other, masses, ahead, like)
             else:
                 top = _row_exps(memory, at, row, scale, other, masses, ahead, like)

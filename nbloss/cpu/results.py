@@ -74,7 +74,7 @@ def _exp_at(x, j, count, scale, kept, exps, like):
 def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, j, end, like):
     """factor (a p - q), or the log-softmax, of a row's elements from j to `end`, or to the end of the vector there.
 
-    Gives where that is. Whole vectors up to that of the target, it alone with `at_target`, whole vectors again, and
+    Gives where it ended. Whole vectors up to that of the target, it alone with `at_target`, whole vectors again, and
     what is left of the row; non-temporal stores begin at `aligned`.
     """
     _, _, nontemporal, _, _, _ = mode

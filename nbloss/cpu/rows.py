@@ -1,9 +1,8 @@
 """Rows, vectors along the classes, for rows of any length.
 
-The row is read from memory once: its exponentials are kept in the cache (for 32768 classes 1.3 times faster than to
-compute them twice). What is asked for of a long row is written while the next one is summed, a chunk of the one before
-a chunk of the other, so that memory has something to do all the time (1.15 times faster), and the exponentials of the
-one take the place of the other's.
+Exponentials of a row are kept, so that it is read once (for 32768 classes 1.3 times faster than to compute them twice).
+A long row is written while the next one is summed: a chunk of it, and then the same chunk of the next one is summed,
+whose exponentials take the place of those. So memory is busy all the time (1.15 times faster).
 """
 
 import numpy as np
@@ -44,19 +43,20 @@ from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 NEG_INF, NAN = -np.inf, np.nan
 LOWEST_32, LOWEST_64 = float(np.finfo(np.float32).min), float(np.finfo(np.float64).min)
 CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
-SHORT = 256  # vectors of a row that lies in the first-level cache with its exponentials
-# By which the maximum of a long row may rise before what was summed, and kept, of it is scaled anew (in rows of normal
-# numbers half of it would be: 1.06 times as long). Scaled by e^-4, no exponential is subnormal or lost.
+SHORT = 256  # most vectors of a row that stays in the first-level cache with its exponentials
+# How far above a long row's maximum its reference is set. Until the maximum passes it, nothing is scaled anew (without
+# it, half of a row of normal numbers would be: 1.06 times as long). It costs e^-4 of the range, which `scaled_exp` has
+# to spare.
 MARGIN = 4.0
 FAR = 8192  # elements ahead of which a long row is fetched
-TERMS = 16  # numbers of a row that are kept until it is written
+TERMS = 16  # numbers of a summed row that `_write` needs
 
 
 def room_of(classes, step, most):
     """Elements of scratch that a row takes.
 
-    They hold its exponentials, up to a vector more than it has classes; for each chunk of a long row, what they are
-    relative to; and TERMS, which come alone where all together would be more than `most`.
+    Its exponentials (whole vectors, hence `step` more), the reference of each chunk of a long row, and TERMS numbers;
+    these alone where that exceeds `most`, and exponentials are computed twice.
     """
     room = classes + step + -(-classes // (CHUNK * step)) + TERMS
     return room if room <= most else TERMS
@@ -120,16 +120,16 @@ def _sum_vectors(x, start, stop, scale, other, offset, q, short, exps, keep, s, 
 
 @inline
 def _sum_chunk(x, start, stop, left_out, scale, other, offset, q, short, exps, keep, like):
-    """The sum, by lanes, of scaled_exp over x[start:stop] without x[left_out]; its terms are kept in `exps`.
+    """The sum, by lanes, of scaled_exp over x[start:stop] without x[left_out]; `exps` gets its terms if `keep`.
 
     Beside it the maximum, by lanes, of as many elements of `other` at `offset` from there: loading what is summed next
     overlaps memory with arithmetic, 1.2 times faster than a pass of its own. What comes later is fetched: the fourth
-    short row from here, 1.2 times faster than the second, and FAR of a long one (1.05 times); of class probabilities
-    the short row after this (1.05 to 1.2 times faster than where they are read).
+    short row from here, 1.2 times faster than the second, and FAR elements ahead in a long one (1.05 times); of class
+    probabilities the short row after this (1.05 to 1.2 times faster than where they are read).
     """
     step = lanes(like)
     some_large, c, lowest, round_to = scale
-    # The same in every lane, which LLVM does not see: it would give two of 16 registers to each.
+    # One value in every lane: told so, LLVM holds each in one of 16 registers instead of two.
     c, lowest, round_to = lane(c, 0), lane(lowest, 0), lane(round_to, 0)
     scale = some_large, broadcast(c, like), broadcast(lowest, like), broadcast(round_to, like)
     s = broadcast(0.0, like)
@@ -138,7 +138,7 @@ def _sum_chunk(x, start, stop, left_out, scale, other, offset, q, short, exps, k
     split = start + (left_out - start) // step * step if start <= left_out < whole else whole
     begin, end = start, split
     for _ in range(2):  # before and after the vector of x[left_out]: no other pays for it
-        if some_large:  # asked before the loop and not within it, 1.03 times faster
+        if some_large:  # asked before the loop, 1.03 times faster
             s, top = _sum_vectors(x, begin, end, scale, other, offset, q, short, exps, keep, s, top, like)
         else:
             s, top = _sum_vectors(x, begin, end, scale, other, offset, q, short, exps, keep, s, top, like)
@@ -166,7 +166,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     The maximum of a short row, `top`, was found with the row before, or is NaN. A long one has one for each chunk:
     online log-sum-exp, which reads memory once. Exponentials are relative to a `reference`, which is the maximum, or up
     to MARGIN more in a long row. Left out is the target, or else one class that attains m; a softmax needs the sum of
-    every class. Before each chunk, what is asked for of the row `unwritten` is written.
+    every class. Before a chunk is summed, the same chunk of the row `unwritten` is written, if there is one.
     """
     kind, form, _, _, _, _ = mode
     n = x.shape[0]
@@ -175,7 +175,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     short = n <= SHORT * step
     every = kind == NO_TARGET and form == GRADIENT
     exps, _, _, _, _, _, _ = scratch
-    keep = form == GRADIENT and exps.shape[0] > n
+    keep = form == GRADIENT and exps.shape[0] > n + TERMS
     left_out = target
     found = False
     m = broadcast(LOWEST_32 if is_single(broadcast(0.0, like)) else LOWEST_64, like)
@@ -199,8 +199,8 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
                 reference = top if short else top + type(like)(MARGIN)
                 former, scale = scale, scale_of(broadcast(reference, like))
                 if found:
-                    rest = rest * scale_change(former, scale)
-                    # No power of two: what was kept would be rounded once more, and is computed again instead.
+                    rest = rest * scale_change(former, scale) * 2.0**-64
+                    # No power of two: what was kept would be rounded once more, and is computed anew instead.
                     keep = keep and not (former[0] or scale[0])
             found = True
         other, offset = following, np.int64(0)
@@ -223,7 +223,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
 def _write(operands, mode, i, written, stop, scratch, like):
     """Write what is asked for of row i, which was summed, from `written` to `stop`, the end of a chunk; none if i < 0.
 
-    Gives up to where it is written: to the end of a vector.
+    Gives where it ended: at the end of a vector.
     """
     if i < 0:
         return written
@@ -240,14 +240,14 @@ def _write(operands, mode, i, written, stop, scratch, like):
     if not (short and kept):
         scale = scale_of(reference)
     if kept and not short:
-        # The reference may have risen since. The vector at the end of a chunk reaches into the next one.
+        # Bring each chunk to the row's last reference, one chunk ahead: a vector may reach into the next one.
         k = (stop - 1) // size
         for start in range((k + 1 if k else 0) * size, min((k + 2) * size, n), size):
             former = load_one(exps, n + step + start // size, like)
             if lane(former, 0) != lane(reference, 0):
                 ratio = broadcast(scale_change(scale_of(former), scale), like)
                 for j in range(start, min(start + size, n), step):
-                    store(exps, j, load(exps, j, like) * ratio)
+                    store(exps, j, load(exps, j, like) * ratio * 2.0**-64)
     numbers = (m, r, log_norm, scale, kept, factor, a, slope, shift, exp_max, 1.0 / exp_max)
     x, q, out = _line(x, i), _line(q, i), _line(out, i)
     return write_row(x, q, weight, out, mode, numbers, exps, labels[0], at_target, written, stop, like)
@@ -255,10 +255,10 @@ def _write(operands, mode, i, written, stop, scratch, like):
 
 @inline
 def _row(operands, mode, i, top, following, unwritten, scratch, like):
-    """One row is summed, and what is asked for of the row `unwritten` is written.
+    """Sum row i, and write the row `unwritten` meanwhile.
 
-    Returns what its loss is made of, the maximum of the row that follows, and the row that is to be written next.
-    Maxima, for short rows only, are NaN where they are not known; no row is -1.
+    Returns what the loss of row i is made of, the maximum of the row that follows, and the row that is to be written
+    next. Maxima, for short rows only, are NaN where they are not known; no row is -1.
     """
     x, t, q, weight, upstream, out, _ = operands
     kind, form, nontemporal, ignore, share, uniform = mode
@@ -342,7 +342,7 @@ def rows(operands, mode, unit, like, scratch):
         here = only(i - start, m)
         m, x_t, r = where(here, found[0], m), where(here, found[1], x_t), where(here, found[2], r)
         kept, gap, mass = where(here, found[3], kept), where(here, found[4], gap), where(here, found[5], mass)
-        if short or i == stop - 1:  # a short row is in the first-level cache now
+        if short or i == stop - 1:  # a short row is in the first-level cache now; the last one has no next
             written = np.int64(0)
             for first in range(0, n, n if short else size):
                 end = n if short else min(first + size, n)

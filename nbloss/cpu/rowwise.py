@@ -42,7 +42,7 @@ UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing i
 # up to WIDEST vectors, for long lines suit memory. More bytes, malloc would ask the operating system for each time.
 WIDEST, TILE_BYTES = 32, (1 << 17) - 1
 # Of many classes, it is USUAL vectors wide all the same, as LARGE_TILE_BYTES allow (1000: 1.9 times faster than one).
-USUAL, LARGE_TILE_BYTES = 8, 1 << 22
+USUAL, LARGE_TILE_BYTES = 8, 1 << 22  # also the most scratch of a row
 # Of rows whose classes lie side by side, a unit is LINED_UP vectors, through a tile of one.
 LINED_UP = 8
 # Rows whose classes lie side by side are done in groups from so many classes on, by bytes of an element in the type
@@ -58,8 +58,8 @@ ROWS_FROM = {4: 400, 8: 400} if HAS_AVX512 else {4: 500, 8: 400}
 GROUPED = 1 << 15
 # Labels that are scanned as one, by any thread: by one thread alone, 16 x 21 x 256 x 256 took 1.06 times as long.
 PIECE = 1 << 14
-# Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together; of few rows it is
-# fewer, for threads to share.
+# Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together; of long rows fewer,
+# where there would be less than FEW units for threads to share.
 HEIGHT, FEW = 8, 16
 
 

@@ -151,7 +151,11 @@ def scaled_exp(x, scale):
 
 @inline
 def scale_change(former, scale):
-    """What scaled_exp of one scale is times that of a former, lower one, as a float64: exp(c - c') 2^(k - k')."""
+    """What to multiply scaled_exp of a former scale by for that of another, whose m is higher, times 2^64.
+
+    That is a float64, which by itself might be too small for one. With c, k of the former scale and c', k' of the other
+    it is exp(c - c') 2^(k - k' + 64).
+    """
     _, former_c, _, former_round_to = former
     _, c, _, round_to = scale
     distance = np.float64(lane(former_c, 0)) - np.float64(lane(c, 0))
@@ -160,8 +164,8 @@ def scale_change(former, scale):
     if distance != 0.0:  # one c is 0, and the power takes most of the other away; or powers is 0
         rest = distance + powers * LN2_HIGH_64 + powers * LN2_LOW_64
         powers = 0.0
-    lowest = broadcast(-1023.0, np.float64(0.0))
-    power, _ = root_of_two(fma(maximum(broadcast(powers, np.float64(0.0)), lowest), PARTS_64, ROUND_64))
+    lowest = broadcast(-1023.0, np.float64(0.0))  # for which root_of_two is 0
+    power, _ = root_of_two(fma(maximum(broadcast(powers + 64.0, np.float64(0.0)), lowest), PARTS_64, ROUND_64))
     return lane(exp(broadcast(rest, np.float64(0.0))) * power, 0)
 
 
