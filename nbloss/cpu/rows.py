@@ -49,7 +49,9 @@ SHORT = 256  # most vectors of a row that stays in the first-level cache with it
 # to spare.
 MARGIN = 4.0
 FAR = 8192  # elements ahead of which a long row is fetched
-TERMS = 16  # numbers of a summed row that `_write` needs
+# Numbers of a summed row that `_write` needs, at the end of its scratch, and room for them.
+MAXIMUM, R, LOG_NORM, FACTOR, A, SLOPE, SHIFT, EXP_MAX, AT_TARGET, REFERENCE = range(10)
+TERMS = 16
 
 
 def room_of(classes, step, most):
@@ -232,10 +234,15 @@ def _write(operands, mode, i, written, stop, scratch, like):
     n, step = x.shape[1], lanes(like)
     size = CHUNK * step
     at = exps.shape[0] - TERMS
-    m, r, log_norm = load_one(exps, at, like), load_one(exps, at + 1, like), load_one(exps, at + 2, like)
-    factor, a, slope = load_one(exps, at + 3, like), load_one(exps, at + 4, like), load_one(exps, at + 5, like)
-    shift, exp_max, at_target = load_one(exps, at + 6, like), load_one(exps, at + 7, like), load_one(exps, at + 8, like)
-    reference, short, kept = load_one(exps, at + 9, like), n <= SHORT * step, labels[1] != 0
+    m, r, log_norm = (
+        load_one(exps, at + MAXIMUM, like),
+        load_one(exps, at + R, like),
+        load_one(exps, at + LOG_NORM, like),
+    )
+    factor, a, slope = load_one(exps, at + FACTOR, like), load_one(exps, at + A, like), load_one(exps, at + SLOPE, like)
+    shift, exp_max = load_one(exps, at + SHIFT, like), load_one(exps, at + EXP_MAX, like)
+    at_target, reference = load_one(exps, at + AT_TARGET, like), load_one(exps, at + REFERENCE, like)
+    short, kept = n <= SHORT * step, labels[1] != 0
     scale = False, m, m, m
     if not (short and kept):
         scale = scale_of(reference)
@@ -314,10 +321,11 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
             target, at_target = _place(row, np.int64(0), n, lane(m, 0), like), broadcast(1.0, like)
         # What smoothing takes from every class, if it takes the same; -0.0 changes no zero.
         shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
-        at = exps.shape[0] - TERMS  # numbers for `_write`
-        exps[at], exps[at + 1], exps[at + 2], exps[at + 3] = lane(m, 0), r, lane(log_norm, 0), lane(factor, 0)
-        exps[at + 4], exps[at + 5], exps[at + 6] = lane(a, 0), lane(a / whole, 0), lane(shift, 0)
-        exps[at + 7], exps[at + 8], exps[at + 9] = lane(of_max, 0), lane(at_target, 0), reference
+        at = exps.shape[0] - TERMS
+        exps[at + MAXIMUM], exps[at + R], exps[at + LOG_NORM] = lane(m, 0), r, lane(log_norm, 0)
+        exps[at + FACTOR], exps[at + A], exps[at + SLOPE] = lane(factor, 0), lane(a, 0), lane(a / whole, 0)
+        exps[at + SHIFT], exps[at + EXP_MAX] = lane(shift, 0), lane(of_max, 0)
+        exps[at + AT_TARGET], exps[at + REFERENCE] = lane(at_target, 0), reference
         labels[0], labels[1] = target, keep
         unwritten = i
     return (np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass)), top, unwritten

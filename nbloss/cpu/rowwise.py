@@ -34,7 +34,7 @@ from nbloss.cpu.simd import (
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.layout import are_side_by_side
-from nbloss.problem import Array
+from nbloss.problem import GRADIENT, Array
 
 NUMBERS = (0,) * 9  # as many as follow the layout of the operands
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
@@ -186,7 +186,7 @@ def prepare(
         kernel, units, unit_elements = PICKS, outer * inner, 1
     elif along:
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
-        room = room_of(classes, step, LARGE_TILE_BYTES // weight.itemsize)
+        room = room_of(classes, step, LARGE_TILE_BYTES // weight.itemsize if form == GRADIENT else 0)
         kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
     elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side((x, q, out) if out.size else (x, q), 1):
         per_unit = max(GROUPED // (classes * step), 1) * step
