@@ -95,17 +95,30 @@ def _(context, builder, sig, args):
 
 
 def prefetch(a, i):
-    """Bring the cache line of a[i] near; i may lie outside the array."""
+    """Bring the cache line of a[i] into the first-level cache; i may lie outside the array."""
 
 
-@compiled_raw(prefetch, nothing)
-def _(context, builder, sig, args):
-    i8 = ir.IntType(8)
-    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], i8)
-    i32 = ir.IntType(32)
-    numbers = (ir.Constant(i32, k) for k in (0, 3, 1))  # to read, to keep, data
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
-    return context.get_dummy_value()
+def prefetch_far(a, i):
+    """Bring the cache line of a[i] into the second-level cache; i may lie outside the array.
+
+    That one waits for three times as many lines at once, which is what reading memory at its full speed takes.
+    """
+
+
+def _emit_prefetch(keep):
+    def emit(context, builder, sig, args):
+        i8 = ir.IntType(8)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], i8)
+        i32 = ir.IntType(32)
+        numbers = (ir.Constant(i32, k) for k in (0, keep, 1))  # to read, how near to keep it, data
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
+        return context.get_dummy_value()
+
+    return emit
+
+
+compiled_raw(prefetch, nothing)(_emit_prefetch(3))
+compiled_raw(prefetch_far, nothing)(_emit_prefetch(2))
 
 
 def load_one(a, i, like):

@@ -22,6 +22,7 @@ from nbloss.cpu.simd import (
     joined,
     lanes,
     load,
+    prefetch_far,
     put,
     read,
     store,
@@ -52,8 +53,10 @@ PRIMITIVES = {
     "where": simd.where,
 }
 SEGMENT = 4096  # elements a unit of work
-
-NONTEMPORAL = 4  # beside WANT_VALUE and WANT_GRADIENT: gradients are written past the caches
+LARGE = 4  # beside WANT_VALUE and WANT_GRADIENT: arrays too large for caches, which gradients are written past
+# How many elements ahead inputs are fetched. From 64 MB on, memory delivers up to 1.7 times as much: 2^24 losses of BCE
+# took 0.48 of the time and their gradients 0.7, losses of MSE 0.65 and gradients 0.8.
+FAR = 2048
 
 
 @inline
@@ -93,6 +96,8 @@ def _driver(formula):
         value_sum = broadcast(0.0, np.float64(0.0))
         faults = late = broadcast(0.0, like)
         for j in range(start, stop, step):
+            prefetch_far(x, j + FAR)
+            prefetch_far(t, j + FAR)
             w, p = _at(weight, same_w, j, like), _at(pos_weight, same_p, j, like)
             value, slope, outside = loss_and_gradient(load(x, j, like), load(t, j, like), p)
             faults = where(outside, faults + 1.0, faults)
@@ -115,7 +120,7 @@ def _driver(formula):
         return value_sum, faults
 
     @inline
-    def sums(arrays, start, stop, like):
+    def sums(arrays, large, start, stop, like):
         """The same of losses that are neither stored nor differentiated, in a loop 1.1 to 1.15 times as fast.
 
         Each vector is loaded with the one before and added with the one behind it: of the 70 cycles for which its
@@ -132,6 +137,9 @@ def _driver(formula):
         for j in range(start, stop, step):
             here_x, here_t, following = ahead_x, ahead_t, min(j + step, stop - step)
             ahead_x, ahead_t = load(x, following, like), load(t, following, like)
+            if large:
+                prefetch_far(x, j + FAR)
+                prefetch_far(t, j + FAR)
             value_sum = add_wide(value_sum, behind)
             value, _, outside = loss_and_gradient(here_x, here_t, _at(pos_weight, same_p, j, like))
             faults = where(outside, faults + 1.0, faults)
@@ -151,7 +159,8 @@ def _driver(formula):
         side_by_side = _side_by_side(x) and _side_by_side(t) and _side_by_side(gradient) and _side_by_side(loss)
         if side_by_side and _plain(weight) and _plain(pos_weight) and _plain(upstream):
             whole = start + (stop - start) // step * step
-        aligned = aligned_at(gradient[start:], like) if want & NONTEMPORAL and whole > start else -1
+        past_caches = want & LARGE != 0 and want & WANT_GRADIENT != 0
+        aligned = aligned_at(gradient[start:], like) if past_caches and whole > start else -1
         if aligned > 0 and not HAS_AVX512:
             if want & WANT_VALUE:
                 aligned = -1
@@ -160,10 +169,12 @@ def _driver(formula):
                 whole = head + (stop - head) // step * step
                 aligned = 0 if whole > head else -1
         kept = loss.shape[0]
-        if want == WANT_VALUE and kept == 0:
-            value_sum, faults = sums(arrays, head, whole, like)
-        else:
+        if kept or want & (WANT_VALUE | WANT_GRADIENT) != WANT_VALUE:
             value_sum, faults = vectors(arrays, want, kept, np.int64(aligned), head, whole, like)
+        elif want & LARGE:
+            value_sum, faults = sums(arrays, True, head, whole, like)
+        else:  # a loop of its own, for what is in a cache is 1.1 times as fast without prefetches
+            value_sum, faults = sums(arrays, False, head, whole, like)
         begin, end = start, head
         for _ in range(2):  # what lies before whole vectors, and behind
             for j in range(begin, end, step):

@@ -13,7 +13,7 @@ from nbloss import layout
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.pointwise import NONTEMPORAL
+from nbloss.cpu.pointwise import LARGE
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.errors import refuse_labels, refuse_probabilities
@@ -21,7 +21,6 @@ from nbloss.problem import (
     FLOAT32,
     FLOAT64,
     LOSS_ONLY,
-    WANT_GRADIENT,
     Array,
     Pointwise,
     Rowwise,
@@ -39,7 +38,9 @@ _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
 _UNITS = {dtype: dtype.type(1) for dtype in (FLOAT32, FLOAT64)}
 _KEEPS_TYPE = type(_UNITS[FLOAT32] * 1.0) is np.float32  # before NumPy 2, the product is a float64
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
-STREAM_FROM = 1 << 24  # bytes of gradient from which it is written past the caches, by non-temporal stores
+# Bytes of logits from which a gradient is written past the caches, by non-temporal stores, and what pointwise losses
+# alone are computed from is fetched ahead.
+STREAM_FROM = 1 << 24
 
 
 def plan(problem: Pointwise | Rowwise, value: bool, form: int, out: Array | None, in_place: bool) -> Plan | None:
@@ -165,8 +166,8 @@ def _pointwise_calls(
         gradient = np.empty((outer, 0), x.dtype) if out is None else piece[5]
         losses = np.empty((outer, 0), piece[2].dtype) if loss is None else piece[-1]
         operands = (*piece[:5], gradient, losses)
-        nontemporal = NONTEMPORAL if want & WANT_GRADIENT and x.nbytes >= STREAM_FROM else 0
-        call = call or pointwise_kernels.prepare(problem.name, operands, want | nontemporal)
+        large = LARGE if x.nbytes >= STREAM_FROM else 0
+        call = call or pointwise_kernels.prepare(problem.name, operands, want | large)
         yield call, operands
 
 
