@@ -72,6 +72,7 @@ def solve(
     in_place = False
     if form != LOSS_ONLY:
         written, in_place = output.array_for(problem, out, grad_output, given)
+        problem.into_new = out is None
     if problem.backend == "cuda":
         cuda = _cuda()
         on_its_device = cuda.run if is_device_view(problem.x) else cuda.through_device

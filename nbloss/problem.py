@@ -32,6 +32,7 @@ class Pointwise:
     check: bool
     backend: str = "auto"
     stream: object = None
+    into_new: bool = False  # whether its result goes to memory that the call allocates
     arrays: ClassVar = ("target", "weight", "pos_weight")
 
     @property
@@ -56,6 +57,7 @@ class Rowwise:
     check: bool = True
     backend: str = "auto"
     stream: object = None
+    into_new: bool = False  # whether its result goes to memory that the call allocates
     arrays: ClassVar = ("labels", "probabilities", "weight")
 
     @property

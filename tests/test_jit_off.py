@@ -47,7 +47,7 @@ def test_past_the_caches(rng, monkeypatch, dtype, classes):
     x, labels = rng.standard_normal((40, classes)).astype(dtype), rng.integers(0, classes, 40)
     line, t = x.ravel(), rng.random(x.size).astype(dtype)
     near = nbloss.cross_entropy.grad(x, labels), nbloss.mse_loss.grad(line, t)
-    monkeypatch.setattr(solve, "STREAM_FROM", 0)
+    monkeypatch.setattr(solve, "LARGE", 0)
     for start in range(3):  # whatever the alignment
         room = np.empty(x.size + 3, dtype)[start : start + x.size]
         np.testing.assert_array_equal(nbloss.cross_entropy.grad(x, labels, out=room.reshape(x.shape)), near[0])
@@ -68,7 +68,7 @@ def test_long_rows(rng, monkeypatch, most):
     labels[[4, 7, 16]] = 4150, -100, -100
     expected = reference.cross_entropy(x, labels, reduction="none")
     for stream_from in (0, 1 << 40):
-        monkeypatch.setattr(solve, "STREAM_FROM", stream_from)
+        monkeypatch.setattr(solve, "LARGE", stream_from)
         plans._plans.clear()
         loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
         close(loss, expected[0], "float32")
