@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from nbloss import dispatch, losses, plans
-from nbloss.cpu import launch
+from nbloss.cpu import launch, rowwise
 
 # A few thousand cases in all; `--hypothesis-profile=long` tries a hundred times as many.
 settings.register_profile("default", deadline=None, max_examples=250, suppress_health_check=[HealthCheck.too_slow])
@@ -48,6 +48,12 @@ def no_plans():
     plans._plans.clear()
     if "nbloss.cuda.plans" in sys.modules:
         sys.modules["nbloss.cuda.plans"]._plans.clear()
+
+
+@pytest.fixture(autouse=True)
+def units_of_rows(monkeypatch):
+    """Several long rows to a unit of work, though tests have few of them."""
+    monkeypatch.setattr(rowwise, "FEW", 8)
 
 
 @pytest.fixture(params=[DEVICE] if CUDA else ["cpu-serial", "cpu-parallel"])

@@ -56,7 +56,7 @@ def test_past_the_caches(rng, monkeypatch, dtype, classes):
 
 @pytest.mark.parametrize("most", [1 << 22, 0])
 def test_long_rows(rng, monkeypatch, most):
-    """Two to a unit, with exponentials kept and computed twice, through a limit of `scale_of` and past the caches."""
+    """Three to a unit, with exponentials kept and computed twice, through a limit of `scale_of` and past the caches."""
     from nbloss.cpu import rowwise, solve
 
     monkeypatch.setattr(rowwise, "LARGE_TILE_BYTES", most)
