@@ -131,10 +131,10 @@ def _scale_of_group(memory, count, like):
 @inline
 def _write_row(x, q, weight, out, mode, memory, k, start, like):
     """What is asked for of the row whose facts lie in lane k, but for the gradient at its target."""
-    kind, form, _, _, _, uniform = mode
+    kind, uniform = mode.kind, mode.uniform
     classes, step = out.shape[0], lanes(like)
     last = classes - step
-    if form == LOG_SOFTMAX:
+    if mode.form == LOG_SOFTMAX:
         m, log_norm = load_one(memory, MAXIMUM + k, like), load_one(memory, LOG_NORM + k, like)
         y = (load(x, last, like) - m) - log_norm  # before any of it is overwritten, where `out` is x
         for j in range(0, last, step):
@@ -170,9 +170,9 @@ def _write_row(x, q, weight, out, mode, memory, k, start, like):
 @inline
 def groups(operands, mode, unit, like, scratch):
     """`per_unit` rows: writes what is asked for, and returns the sum of their losses."""
-    x, t, q, weight, upstream, out, loss = operands
-    kind, form, nontemporal, _, _, uniform = mode
-    memory, numbers, copied, per_unit, _, row_mass, own_factor = scratch
+    x, _, q, weight, _, out, loss = operands
+    kind, form, uniform = mode.kind, mode.form, mode.uniform
+    memory, per_unit = scratch.memory, scratch.per_unit
     classes, step = x.shape[1], lanes(like)
     per_plane = (x.shape[2] + per_unit - 1) // per_unit
     i = unit // per_plane
@@ -184,7 +184,7 @@ def groups(operands, mode, unit, like, scratch):
     ahead = 2 * step * (x.strides[2] // x.itemsize)
     # By whole lines, see ``tiles``: finished rows lie from two vectors before the exponentials on, where one vector may
     # wait for the rest of its line, and where none is written over an exponential that is still needed.
-    by_line = nontemporal and out.strides[2] == classes * out.itemsize
+    by_line = mode.nontemporal and out.strides[2] == classes * out.itemsize
     written = start * classes
     every = kind == NO_TARGET and form == GRADIENT
     zero = broadcast(0.0, like)
@@ -194,7 +194,7 @@ def groups(operands, mode, unit, like, scratch):
     m, exp_max, some_large = _scale_of_group(memory, min(step, stop - start), like)
     for low in range(start, stop, step):
         count = min(step, stop - low)
-        labels = row_labels(t, classes, mode, copied, i, low, count, like)
+        labels = row_labels(operands, mode, scratch, i, low, count, like)
         inverse = 1.0 / exp_max
         for k in range(count):
             taken, lowest = load_one(memory, TAKEN + k, like), load_one(memory, LOWEST + k, like)
@@ -212,7 +212,7 @@ def groups(operands, mode, unit, like, scratch):
         store(memory, LABEL, labels)
 
         # Sums leave out the target, or else all classes that attain the maximum. A softmax needs all, and has no loss.
-        own, x_t, gap, mass = exp_max, m, zero, broadcast(row_mass, like)
+        own, x_t, gap, mass = exp_max, m, zero, broadcast(scratch.row_mass, like)
         if kind == CLASS_INDEX:
             for k in range(count):
                 label = label_at(memory, LABEL + k)
@@ -243,7 +243,7 @@ def groups(operands, mode, unit, like, scratch):
             gap = totals(memory, FOLDED, like)
             if kind == PROBABILITIES:
                 mass = totals(memory, other_folded, like)
-        w_t = row_weights(labels, weight, kind, numbers, count, like)
+        w_t = row_weights(operands, mode, scratch, labels, count, like)
         found = row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like)
         norm, r, kept, whole, a_of_loss, r_of_loss = found
         log_norm = log1p(r_of_loss)
@@ -258,7 +258,7 @@ def groups(operands, mode, unit, like, scratch):
         value_sum = add_wide(value_sum, where(first(count, value), value, 0.0))
 
         if form != LOSS_ONLY:
-            factor = row_factors(upstream, own_factor, numbers, i, low, count, like)
+            factor = row_factors(operands, scratch, i, low, count, like)
             a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
             store(memory, INVERSE, inverse)
             store(memory, R, r)

@@ -9,22 +9,23 @@ from nbloss.cpu.vecmath import scale_of, scaled_exp
 
 
 @inline
-def row_labels(t, classes, mode, copied, i, k, count, like):
+def row_labels(operands, mode, scratch, i, k, count, like):
     """The labels of a vector of rows; lanes from `count` on hold anything."""
-    kind, _, _, ignore, _, _ = mode
-    if kind != CLASS_INDEX:
+    if mode.kind != CLASS_INDEX:
         return broadcast(0.0, like)
+    t, classes, copied = operands.t, operands.x.shape[1], scratch.labels
     if count == lanes(like) and t.strides[1] == t.itemsize:
-        return load_labels(t[i], k, classes, ignore, like)
+        return load_labels(t[i], k, classes, mode.ignore, like)
     for c in range(count):
         copied[c] = np.int64(t[i, k + c])
-    return load_labels(copied, 0, classes, ignore, like)
+    return load_labels(copied, 0, classes, mode.ignore, like)
 
 
 @inline
-def row_weights(labels, weight, kind, numbers, count, like):
+def row_weights(operands, mode, scratch, labels, count, like):
     """The class weight of each row's target; anything where it has none."""
-    if kind != CLASS_INDEX or weight.shape[0] == 0:
+    weight, numbers = operands.weight, scratch.numbers
+    if mode.kind != CLASS_INDEX or weight.shape[0] == 0:
         return broadcast(1.0, like)
     store(numbers, 0, labels)
     for c in range(count):
@@ -34,10 +35,11 @@ def row_weights(labels, weight, kind, numbers, count, like):
 
 
 @inline
-def row_factors(upstream, own_factor, numbers, i, k, count, like):
+def row_factors(operands, scratch, i, k, count, like):
     """What the gradient of each row is multiplied by."""
+    upstream, numbers = operands.upstream, scratch.numbers
     if upstream.shape[0] == 0:
-        return broadcast(own_factor, like)
+        return broadcast(scratch.own_factor, like)
     for c in range(count):
         numbers[c] = upstream[i, k + c]
     return load(numbers, 0, like)
@@ -57,10 +59,10 @@ def row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass,
 
     x_t and own are of the target, or else of one class that attains the maximum m; `rest` is the sum of the others.
     """
-    kind, _, _, _, share, _ = mode
+    kind = mode.kind
     norm = rest + own
     r = where(x_t == m, rest, norm - exp_max) * inverse
-    kept = w_t * (1.0 if kind == NO_TARGET else share if kind == CLASS_INDEX else 0.0)
+    kept = w_t * (1.0 if kind == NO_TARGET else mode.share if kind == CLASS_INDEX else 0.0)
     if kind == NO_TARGET:
         return norm, r, kept, m, broadcast(1.0, like), r
     idle = without_class(labels)
@@ -72,10 +74,9 @@ def row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass,
 @inline
 def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass):
     """(a, a / norm, what is written at the target, or else where the maximum is): what a row's gradient is made of."""
-    kind, _, _, _, _, uniform = mode
     a = kept + mass
-    spread = uniform * w_t  # what smoothing leaves on the target
+    spread = mode.uniform * w_t  # what smoothing leaves on the target
     at_target = factor * target_gradient(rest, own, norm, a, kept + spread, mass - spread)
-    if kind == NO_TARGET:
+    if mode.kind == NO_TARGET:
         at_target = exp_max / norm  # the product with 1 / norm can miss 1
     return a, a / norm, at_target

@@ -11,19 +11,17 @@ from nbloss.problem import GRADIENT
 def picks(operands, mode, unit, like, scratch):
     """One row of the negative log-likelihood; the gradient is written into an array of zeros."""
     x, t, _, weight, upstream, out, loss = operands
-    _, form, _, ignore, _, _ = mode
-    _, _, _, _, _, _, own_factor = scratch
     i = unit // x.shape[2]
     k = unit - i * x.shape[2]
     label = np.int64(t[i, k])
     value = type(like)(0)
     if label < 0 or label >= x.shape[1]:
-        if label != ignore:
+        if label != mode.ignore:
             value = type(like)(np.nan)
-    elif label != ignore:
+    elif label != mode.ignore:
         w_t = weight[label] if weight.shape[0] else type(like)(1)
-        if form == GRADIENT:
-            scale = upstream[i, k] if upstream.shape[0] else own_factor
+        if mode.form == GRADIENT:
+            scale = upstream[i, k] if upstream.shape[0] else scratch.own_factor
             scatter(out[i, :, k], label, 1, broadcast(-w_t * scale, like))
         else:
             x_t = gather(x[i, :, k], label, 1, like)

@@ -28,10 +28,9 @@ from nbloss.problem import GRADIENT, LOG_SOFTMAX
 @inline
 def mass_at(q, weight, mode, j, count, like):
     """Dense target mass of classes j, …: w_j (share pi_j + uniform) with pi in q, and nothing past the row."""
-    kind, _, _, _, share, uniform = mode
-    mass = broadcast(uniform, like)
-    if kind == PROBABILITIES:
-        mass = fma(share, take(q, j, count, 0.0, like), mass)
+    mass = broadcast(mode.uniform, like)
+    if mode.kind == PROBABILITIES:
+        mass = fma(mode.share, take(q, j, count, 0.0, like), mass)
     if weight.shape[0]:
         mass = mass * take(weight, j, count, 0.0, like)
     return where(first(count, mass), mass, 0.0)
@@ -77,7 +76,7 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, j, end,
     Gives where it ended. Whole vectors up to that of the target, it alone with `at_target`, whole vectors again, and
     what is left of the row; non-temporal stores begin at `aligned`.
     """
-    _, _, nontemporal, _, _, _ = mode
+    nontemporal = mode.nontemporal
     n = x.shape[0]
     step = lanes(like)
     aligned = aligned_at(out, like) if nontemporal else 0
@@ -108,15 +107,14 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, j, end,
 @inline
 def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
-    kind, form, _, _, _, uniform = mode
     m, r, log_norm, scale, kept, factor, a, slope, shift, exp_max, inverse = numbers
-    if form == LOG_SOFTMAX:
+    if mode.form == LOG_SOFTMAX:
         return (take(x, j, count, 0.0, like) - m) - log_norm
     e = _exp_at(x, j, count, scale, kept, exps, like)
-    if kind == PROBABILITIES:
+    if mode.kind == PROBABILITIES:
         mass = mass_at(q, weight, mode, j, count, like)
         return factor * dense_gradient(e * inverse, e == exp_max, mass, a, r)
-    if uniform != 0.0 and weight.shape[0]:
+    if mode.uniform != 0.0 and weight.shape[0]:
         return factor * (slope * e - mass_at(q, weight, mode, j, count, like))
     return fma(factor, slope * e, shift)
 
@@ -124,11 +122,10 @@ def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
 @inline
 def _write_vectors(x, q, weight, out, mode, numbers, exps, start, stop, like):
     """As many whole vectors of a row's result."""
-    kind, form, nontemporal, _, _, uniform = mode
     _, _, _, scale, kept, factor, _, slope, shift, _, _ = numbers
     step = lanes(like)
-    if form == GRADIENT and kind != PROBABILITIES and (uniform == 0.0 or weight.shape[0] == 0):
-        if nontemporal:
+    if mode.form == GRADIENT and mode.kind != PROBABILITIES and (mode.uniform == 0.0 or weight.shape[0] == 0):
+        if mode.nontemporal:
             for j in range(start, stop, step):
                 stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, kept, exps, like), shift))
         else:
@@ -137,7 +134,7 @@ def _write_vectors(x, q, weight, out, mode, numbers, exps, start, stop, like):
     else:
         for j in range(start, stop, step):
             y = _result_at(x, q, weight, mode, numbers, exps, j, step, like)
-            if nontemporal:
+            if mode.nontemporal:
                 stream(out, j, y)
             else:
                 store(out, j, y)

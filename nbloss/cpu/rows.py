@@ -182,13 +182,12 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     to MARGIN more in a long row. Left out is the target, or else one class that attains m; a softmax needs the sum of
     every class. Before a chunk is summed, the same chunk of the row `unwritten` is written, if there is one.
     """
-    kind, form, _, _, _, _ = mode
+    kind, form, exps = mode.kind, mode.form, scratch.memory
     n = x.shape[0]
     step = lanes(like)
     size = CHUNK * step
     short = n <= SHORT * step
     every = kind == NO_TARGET and form == GRADIENT
-    exps, _, _, _, _, _, _ = scratch
     distances = _distances(n, short, kind == PROBABILITIES)
     keep = form == GRADIENT and exps.shape[0] > n + TERMS
     left_out = target
@@ -242,9 +241,8 @@ def _write(operands, mode, i, written, stop, scratch, like):
     """
     if i < 0:
         return written
-    x, _, q, weight, _, out, _ = operands
-    exps, _, labels, _, _, _, _ = scratch
-    n, step = x.shape[1], lanes(like)
+    exps, labels = scratch.memory, scratch.labels
+    n, step = operands.x.shape[1], lanes(like)
     size = CHUNK * step
     at = exps.shape[0] - TERMS
     m, r, log_norm = (
@@ -269,8 +267,8 @@ def _write(operands, mode, i, written, stop, scratch, like):
                 for j in range(start, min(start + size, n), step):
                     store(exps, j, load(exps, j, like) * ratio * 2.0**-64)
     numbers = (m, r, log_norm, scale, kept, factor, a, slope, shift, exp_max, 1.0 / exp_max)
-    x, q, out = _line(x, i), _line(q, i), _line(out, i)
-    return write_row(x, q, weight, out, mode, numbers, exps, labels[0], at_target, written, stop, like)
+    x, q, out = _line(operands.x, i), _line(operands.q, i), _line(operands.out, i)
+    return write_row(x, q, operands.weight, out, mode, numbers, exps, labels[0], at_target, written, stop, like)
 
 
 @inline
@@ -282,7 +280,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
     """
     x, t, q, weight, upstream, out, _ = operands
     kind, form, nontemporal, ignore, share, uniform = mode
-    exps, _, labels, _, _, row_mass, own_factor = scratch
+    exps, labels = scratch.memory, scratch.labels
     row, masses = _line(x, i), _line(q, i)
     n = row.shape[0]
     target = np.int64(-1)
@@ -314,7 +312,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         r = (rest if lane(v, 0) == lane(m, 0) else norm - exp_max) / exp_max
     else:
         r = (norm - exp_max) / exp_max
-    gap, mass = 0.0, row_mass
+    gap, mass = 0.0, scratch.row_mass
     if kind == PROBABILITIES or uniform != 0.0:
         gap, own_mass = dense_gap(row, masses, weight, mode, m, like)
         if kind == PROBABILITIES:
@@ -323,7 +321,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         log_norm = broadcast(0.0, like)
         if form == LOG_SOFTMAX:
             log_norm = broadcast(lane(log1p(broadcast(r, np.float64(0.0))), 0), like)
-        factor = broadcast(upstream[i, 0] if upstream.shape[0] else own_factor, like)
+        factor = broadcast(upstream[i, 0] if upstream.shape[0] else scratch.own_factor, like)
         a = broadcast(kept + mass, like)
         whole = broadcast(norm, like)
         spread = uniform * w_t  # what smoothing leaves on the target
@@ -347,10 +345,9 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
 @inline
 def rows(operands, mode, unit, like, scratch):
     """`per_unit` rows, one after the other: writes what is asked for, and returns the sum of their losses."""
-    x, _, _, _, _, _, loss = operands
-    _, _, _, per_unit, _, _, _ = scratch
-    start = unit * per_unit
-    stop = min(start + per_unit, x.shape[0])
+    x, loss = operands.x, operands.loss
+    start = unit * scratch.per_unit
+    stop = min(start + scratch.per_unit, x.shape[0])
     m = broadcast(0.0, np.float64(0.0))
     x_t = r = kept = gap = mass = m
     top = type(like)(NAN)

@@ -11,6 +11,7 @@ from numba import from_dtype, prange
 from numba.core import types
 
 from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
+from nbloss.cpu.given import Mode, Operands, Scratch
 from nbloss.cpu.groups import FOLDED, groups
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
@@ -64,12 +65,7 @@ HEIGHT, FEW = 8, 64
 
 
 def _driver(chunk):
-    # x, q (class probabilities), out: (outer, classes, inner); t, upstream, loss: (outer, inner); weight: (classes,).
-    # Absent: q is x, the others have no element. The gradient of a row is multiplied by its upstream, or by factor;
-    # where mean, divided by the weight of the labels, which those that are scanned give.
-    # mode: (kind of target, form, nontemporal, ignore_index, share = 1 - smoothing, uniform = smoothing / classes).
-    # scratch: (tile, memory of a group, or that of a row, see `room_of`; numbers of a vector; labels of a vector;
-    # per_unit; breadth; dense mass that every row has; own_factor).
+    # own_factor is `factor`, where mean divided by the weight of the labels, which those that are scanned give.
     def driver(
         units, step, first_block, stop_block, layout, share, uniform, like,
         x, t, q, weight, upstream, out, loss, factor, divisor,
@@ -77,7 +73,7 @@ def _driver(chunk):
         addresses = (x, t, q, weight, upstream, out, loss)
         x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
         kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room = numbers_at(addresses, layout, NUMBERS)
-        mode = (kind, form, nontemporal, ignore, share, uniform)
+        mode = Mode(kind, form, nontemporal, ignore, share, uniform)
         bad = 0.0
         if scan:  # labels out of range must be known before anything is written
             lines = _lines(t)
@@ -95,13 +91,15 @@ def _driver(chunk):
         part = allocated(stop_block - first_block)
         for block in prange(first_block, stop_block):
             logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
-            operands = (logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss))
+            operands = Operands(
+                logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss)
+            )
             # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
             memory = allocated(24 + (room * weight.itemsize + 7) // 8)
             labels = lent_to(np.int64(0), memory, 0, lanes(like))
             numbers = lent_to(like, memory, 16, lanes(like))
             tile = lent_to(like, memory, 24, room)
-            scratch = (tile, numbers, labels, per_unit, breadth, mass, own_factor)
+            scratch = Scratch(tile, numbers, labels, per_unit, breadth, mass, own_factor)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)

@@ -49,19 +49,17 @@ FACTS = 3  # numbers a row that its loss is made of
 @inline
 def _tile_mass_at(q, weight, mode, i, j, k, count, like):
     """Dense target mass of class j for the rows of a tile."""
-    kind, _, _, _, share, uniform = mode
-    mass = broadcast(uniform, like)
-    if kind == PROBABILITIES:
-        mass = fma(share, read(q[i, j], k, count, 0.0, like), mass)
+    mass = broadcast(mode.uniform, like)
+    if mode.kind == PROBABILITIES:
+        mass = fma(mode.share, read(q[i, j], k, count, 0.0, like), mass)
     return mass * weight[j] if weight.shape[0] else mass
 
 
 @inline
 def tiles(operands, mode, unit, like, scratch):
     """`per_unit` vectors of rows, `breadth` to a tile: writes what is asked for, returns the sum of their losses."""
-    x, _, _, _, _, out, loss = operands
-    _, form, nontemporal, _, _, _ = mode
-    tile, _, _, per_unit, breadth, _, _ = scratch
+    x, out, form, nontemporal = operands.x, operands.out, mode.form, mode.nontemporal
+    tile, per_unit, breadth = scratch.memory, scratch.per_unit, scratch.breadth
     classes = x.shape[1]
     step = lanes(like)
     per_plane = (x.shape[2] + per_unit * step - 1) // (per_unit * step)
@@ -113,7 +111,7 @@ def tiles(operands, mode, unit, like, scratch):
             else:
                 for j in range(classes):
                     write_from(tile, j * lead, out[i, j], low, high, nontemporal, like)
-    return _losses(loss, tile, facts_at, i, start, stop, like)
+    return _losses(operands.loss, tile, facts_at, i, start, stop, like)
 
 
 @inline
@@ -137,12 +135,12 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     Returns what `row_loss` is made of, with r in place of log1p(r), and the maxima of the vector beside it in the tile,
     or anything for the last one: found in a loop of their own, 16 x 21 x 256 x 256 took 1.1 times as long.
     """
-    x, t, q, weight, upstream, _, _ = operands
-    kind, form, _, _, _, uniform = mode
-    tile, numbers, copied, _, _, row_mass, own_factor = scratch
+    x, q, weight = operands.x, operands.q, operands.weight
+    kind, form, uniform = mode.kind, mode.form, mode.uniform
+    tile = scratch.memory
     classes = x.shape[1]
     zero = broadcast(0.0, like)
-    labels = row_labels(t, classes, mode, copied, i, k, count, like)
+    labels = row_labels(operands, mode, scratch, i, k, count, like)
     m, scale, exp_max = scale_of_rows(m)
     inverse = 1.0 / exp_max  # here, where nothing waits for it
     # What the next tile reads is fetched meanwhile, a line for each vector of this one.
@@ -180,12 +178,12 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
     own = exp_max
     if kind == CLASS_INDEX:
         if uniform != 0.0:  # known in float64: summed here, it was off by 90 ulp for 128256 classes
-            mass = broadcast(row_mass, like)
+            mass = broadcast(scratch.row_mass, like)
         own = scaled_exp(x_t, scale)
     else:
         rest = rest + (ties - 1.0) * exp_max
         x_t = m
-    w_t = row_weights(labels, weight, kind, numbers, count, like)
+    w_t = row_weights(operands, mode, scratch, labels, count, like)
     facts = row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like)
     norm, r, kept, whole, a_of_loss, r_of_loss = facts
 
@@ -194,7 +192,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead):
         for j in range(classes):
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif form == GRADIENT:
-        factor = row_factors(upstream, own_factor, numbers, i, k, count, like)
+        factor = row_factors(operands, scratch, i, k, count, like)
         a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
         idle = without_class(labels)
         for j in range(classes):
