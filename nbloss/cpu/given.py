@@ -29,6 +29,25 @@ class Mode(NamedTuple):
     uniform: Any  # smoothing / classes
 
 
+class Summed(NamedTuple):
+    """What the result of a row is made of, once it has been summed."""
+
+    m: Any  # its maximum
+    r: Any
+    log_norm: Any
+    scale: Any  # for `scaled_exp`
+    exps: Any  # holds its exponentials if `kept`
+    kept: Any
+    factor: Any  # that the gradient is multiplied by
+    a: Any  # its target's mass
+    slope: Any  # a / the sum of its exponentials
+    shift: Any  # what smoothing takes from every class
+    exp_max: Any  # scaled_exp of m
+    inverse: Any  # 1 / exp_max
+    target: Any  # an index, or -1
+    at_target: Any  # what is written there
+
+
 class Scratch(NamedTuple):
     """Memory of a block of units, and numbers that a kernel needs besides."""
 

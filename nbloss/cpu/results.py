@@ -62,21 +62,21 @@ def dense_gap(x, q, weight, mode, m, like):
 
 
 @inline
-def _exp_at(x, j, count, scale, kept, exps, like):
-    """scaled_exp of classes j, …, which `exps` holds where they are kept."""
-    if kept:
-        return load(exps, j, like)
-    return scaled_exp(take(x, j, count, 0.0, like), scale)
+def _exp_at(x, j, count, row, like):
+    """scaled_exp of classes j, … of a row."""
+    if row.kept:
+        return load(row.exps, j, like)
+    return scaled_exp(take(x, j, count, 0.0, like), row.scale)
 
 
 @inline
-def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, j, end, like):
+def write_row(x, q, weight, out, mode, row, j, end, like):
     """factor (a p - q), or the log-softmax, of a row's elements from j to `end`, or to the end of the vector there.
 
-    Gives where it ended. Whole vectors up to that of the target, it alone with `at_target`, whole vectors again, and
-    what is left of the row; non-temporal stores begin at `aligned`.
+    Gives where it ended. Whole vectors up to that of the target, it alone, whole vectors again, and what is left of the
+    row; non-temporal stores begin at `aligned`.
     """
-    nontemporal = mode.nontemporal
+    nontemporal, target = mode.nontemporal, row.target
     n = x.shape[0]
     step = lanes(like)
     aligned = aligned_at(out, like) if nontemporal else 0
@@ -87,15 +87,15 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, j, end,
             stop = j + min((end - j + step - 1) // step, (n - j) // step) * step
             if j <= target < stop:
                 stop = j + (target - j) // step * step
-            _write_vectors(x, q, weight, out, mode, numbers, exps, j, stop, like)
+            _write_vectors(x, q, weight, out, mode, row, j, stop, like)
             j = stop
             if j >= end:
                 break
         count = min(step, n - j)
         if j < aligned:
             count = min(count, aligned - j)
-        y = _result_at(x, q, weight, mode, numbers, exps, j, count, like)
-        y = where(only(target - j, y), at_target, y)
+        y = _result_at(x, q, weight, mode, row, j, count, like)
+        y = where(only(target - j, y), row.at_target, y)
         if nontemporal and j >= aligned and count == step:
             stream(out, j, y)
         else:
@@ -105,35 +105,33 @@ def write_row(x, q, weight, out, mode, numbers, exps, target, at_target, j, end,
 
 
 @inline
-def _result_at(x, q, weight, mode, numbers, exps, j, count, like):
+def _result_at(x, q, weight, mode, row, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
-    m, r, log_norm, scale, kept, factor, a, slope, shift, exp_max, inverse = numbers
     if mode.form == LOG_SOFTMAX:
-        return (take(x, j, count, 0.0, like) - m) - log_norm
-    e = _exp_at(x, j, count, scale, kept, exps, like)
+        return (take(x, j, count, 0.0, like) - row.m) - row.log_norm
+    e = _exp_at(x, j, count, row, like)
     if mode.kind == PROBABILITIES:
         mass = mass_at(q, weight, mode, j, count, like)
-        return factor * dense_gradient(e * inverse, e == exp_max, mass, a, r)
+        return row.factor * dense_gradient(e * row.inverse, e == row.exp_max, mass, row.a, row.r)
     if mode.uniform != 0.0 and weight.shape[0]:
-        return factor * (slope * e - mass_at(q, weight, mode, j, count, like))
-    return fma(factor, slope * e, shift)
+        return row.factor * (row.slope * e - mass_at(q, weight, mode, j, count, like))
+    return fma(row.factor, row.slope * e, row.shift)
 
 
 @inline
-def _write_vectors(x, q, weight, out, mode, numbers, exps, start, stop, like):
+def _write_vectors(x, q, weight, out, mode, row, start, stop, like):
     """As many whole vectors of a row's result."""
-    _, _, _, scale, kept, factor, _, slope, shift, _, _ = numbers
     step = lanes(like)
     if mode.form == GRADIENT and mode.kind != PROBABILITIES and (mode.uniform == 0.0 or weight.shape[0] == 0):
         if mode.nontemporal:
             for j in range(start, stop, step):
-                stream(out, j, fma(factor, slope * _exp_at(x, j, step, scale, kept, exps, like), shift))
+                stream(out, j, fma(row.factor, row.slope * _exp_at(x, j, step, row, like), row.shift))
         else:
             for j in range(start, stop, step):
-                store(out, j, fma(factor, slope * _exp_at(x, j, step, scale, kept, exps, like), shift))
+                store(out, j, fma(row.factor, row.slope * _exp_at(x, j, step, row, like), row.shift))
     else:
         for j in range(start, stop, step):
-            y = _result_at(x, q, weight, mode, numbers, exps, j, step, like)
+            y = _result_at(x, q, weight, mode, row, j, step, like)
             if mode.nontemporal:
                 stream(out, j, y)
             else:

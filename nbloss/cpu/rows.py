@@ -7,6 +7,7 @@ whose exponentials take the place of those. So memory is busy all the time (1.15
 
 import numpy as np
 
+from nbloss.cpu.given import Summed
 from nbloss.cpu.results import dense_gap, fill_row, write_row
 from nbloss.cpu.simd import (
     add_wide,
@@ -266,9 +267,10 @@ def _write(operands, mode, i, written, stop, scratch, like):
                 ratio = broadcast(scale_change(scale_of(former), scale), like)
                 for j in range(start, min(start + size, n), step):
                     store(exps, j, load(exps, j, like) * ratio * 2.0**-64)
-    numbers = (m, r, log_norm, scale, kept, factor, a, slope, shift, exp_max, 1.0 / exp_max)
+    inverse = 1.0 / exp_max
+    row = Summed(m, r, log_norm, scale, exps, kept, factor, a, slope, shift, exp_max, inverse, labels[0], at_target)
     x, q, out = _line(operands.x, i), _line(operands.q, i), _line(operands.out, i)
-    return write_row(x, q, operands.weight, out, mode, numbers, exps, labels[0], at_target, written, stop, like)
+    return write_row(x, q, operands.weight, out, mode, row, written, stop, like)
 
 
 @inline
