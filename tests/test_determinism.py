@@ -1,13 +1,16 @@
 """Same input, same bits: threads, alignment, repetition."""
 
+import platform
 from functools import partial
 
 import numpy as np
 import pytest
+from numba import njit
 
 import nbloss
 from nbloss import plans
 from nbloss.cpu import launch
+from nbloss.cpu.simd import is_new
 
 pytestmark = pytest.mark.cpu
 
@@ -88,13 +91,32 @@ def test_rows_too_long_to_keep(rng, monkeypatch, classes):
     assert bits(results[0]) == bits(results[1])
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc gives large arrays memory")
+def test_new_memory(rng):
+    """The same bits where a gradient goes past the caches and, in memory that is new, through them."""
+    x, labels = rng.standard_normal((9000, 1000)).astype(np.float32), rng.integers(0, 1000, 9000)
+    compiled = njit(lambda a: is_new(a))
+    used = np.zeros(x.size + 16, np.float32)[16:]
+    assert not is_new(used)
+    assert not compiled(used)
+    mapped = np.empty(1 << 28, np.uint8)  # more than malloc could have left
+    assert is_new(mapped)
+    assert compiled(mapped)
+    for loss, logits, target in (
+        (nbloss.cross_entropy, x, labels),
+        (nbloss.mse_loss, x.ravel(), rng.random(x.size).astype(np.float32)),
+    ):
+        gradient = loss.grad(logits, target)
+        assert is_new(gradient) == compiled(gradient)
+        assert gradient.tobytes() == loss.grad(logits, target, out=used.reshape(logits.shape)).tobytes()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("past_caches", [False, True])
 def test_alignment(rng, monkeypatch, past_caches, dtype):
     from nbloss.cpu import solve
 
     monkeypatch.setattr(solve, "LARGE", 0 if past_caches else 1 << 60)
-    monkeypatch.setattr(solve, "NEW", -1)  # what is expected is written through them
     for name, call, x, target in calls(rng, dtype):
         expected = bits(call(x, target))
         for offset in [*range(0, 64, 4), 1, 2, 3]:

@@ -181,6 +181,23 @@ def _(context, builder, sig, args):
     return context.get_dummy_value()
 
 
+def is_new(a):
+    """Whether the operating system has mapped memory for this array alone, with glibc's malloc; elsewhere, no.
+
+    As it is first written, each page is zeroed, in a cache: it takes results there in 0.55 to 0.95 of the time that it
+    takes to drive them past it. Memory that is used again takes 1.4 times as long. malloc keeps 16 bytes of the first
+    page for itself; what it does not map lies there once in 256 times.
+    """
+    return a.ctypes.data % 4096 == 16
+
+
+@compiled_raw(is_new, lambda a: types.boolean)
+def _(context, builder, sig, args):
+    i64 = ir.IntType(64)
+    data = builder.ptrtoint(context.make_array(sig.args[0])(context, builder, args[0]).data, i64)
+    return builder.icmp_signed("==", builder.and_(data, ir.Constant(i64, 4095)), ir.Constant(i64, 16))
+
+
 def aligned_at(a, like):
     """First index of `a` (unit stride) at which a vector of like's type may be streamed; -1 where none is."""
     size = a.itemsize * lanes(like)

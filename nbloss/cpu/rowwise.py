@@ -25,6 +25,7 @@ from nbloss.cpu.simd import (
     borrowed,
     broadcast,
     inline,
+    is_new,
     lanes,
     lent_to,
     side_by_side,
@@ -38,6 +39,7 @@ from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, Array
 
 NUMBERS = (0,) * 9  # as many as follow the layout of the operands
+ALWAYS, UNLESS_NEW = 1, 2  # whether results are written past the caches: 0 is never
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 # Rows that lie side by side share a tile of vectors of rows, and a unit of work is a tile: as wide as TILE_BYTES allow,
 # up to WIDEST vectors, for long lines suit memory. More bytes, malloc would ask the operating system for each time.
@@ -73,6 +75,8 @@ def _driver(chunk):
         addresses = (x, t, q, weight, upstream, out, loss)
         x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
         kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room = numbers_at(addresses, layout, NUMBERS)
+        if nontemporal == UNLESS_NEW and is_new(out):
+            nontemporal = 0
         mode = Mode(kind, form, nontemporal, ignore, share, uniform)
         bad = 0.0
         if scan:  # labels out of range must be known before anything is written
@@ -164,7 +168,7 @@ def prepare(
     views: tuple[Array, ...],
     kind: int,
     form: int,
-    nontemporal: bool,
+    nontemporal: int,
     ignore: int,
     smoothing: float,
     scan: int,

@@ -40,8 +40,8 @@ _UNITS = {dtype: dtype.type(1) for dtype in (FLOAT32, FLOAT64)}
 _KEEPS_TYPE = type(_UNITS[FLOAT32] * 1.0) is np.float32  # before NumPy 2, the product is a float64
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
 # Bytes of logits from which losses alone are computed from what is fetched ahead, and gradients are written past the
-# caches, by non-temporal stores; and above which a new array takes new memory (the most that glibc's malloc reuses).
-LARGE, NEW = 1 << 24, 1 << 25
+# caches, by non-temporal stores.
+LARGE = 1 << 24
 
 
 def plan(problem: Pointwise | Rowwise, value: bool, form: int, out: Array | None, in_place: bool) -> Plan | None:
@@ -66,15 +66,6 @@ def _stored(array: Array) -> Array:
 def _target(out: Array) -> Array:
     """The memory that kernels write for `out`: its own, or a stand-in where its byte order is not the machine's."""
     return out if out.dtype.isnative else np.empty(out.shape, out.dtype.newbyteorder("="))
-
-
-def _past_caches(problem: Pointwise | Rowwise) -> bool:
-    """Whether results are written past the caches: large ones, but for memory that comes from the operating system.
-
-    That has been zeroed in a cache a moment ago, and there it takes them in 0.55 to 0.9 of the time.
-    """
-    size = problem.x.nbytes
-    return size >= LARGE and not (problem.into_new and size > NEW)
 
 
 def _deliver(out: Array, written: Array) -> None:
@@ -170,9 +161,11 @@ def _pointwise_calls(
         layout.same(scale, x.shape) if scale.ndim == 0 else scale,
         *(_stored(a) for a in (out, loss) if a is not None),
     ]
-    how = want | (AHEAD if x.nbytes >= LARGE else 0)
-    if want & WANT_GRADIENT and _past_caches(problem):
-        how |= NONTEMPORAL
+    how = want
+    if x.nbytes >= LARGE:
+        how |= AHEAD
+        if want & WANT_GRADIENT:
+            how |= NONTEMPORAL | (pointwise_kernels.UNLESS_NEW if problem.into_new else 0)
     call = None
     for piece in layout.pointwise_pieces(arrays):
         outer = len(piece[0])
@@ -275,11 +268,11 @@ def _rowwise_calls(
     if not x.size:
         return
     kind = CLASS_INDEX if labels is not None else NO_TARGET if masses is None else PROBABILITIES
-    nontemporal = stage != LOSS_ONLY and _past_caches(problem)
+    past_caches = rowwise_kernels.UNLESS_NEW if problem.into_new else rowwise_kernels.ALWAYS
     options = (
         kind,
         stage,
-        nontemporal,
+        0 if stage == LOSS_ONLY or x.nbytes < LARGE else past_caches,
         problem.ignore_index,
         problem.label_smoothing,
         scan,
