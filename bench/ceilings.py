@@ -15,9 +15,9 @@ from bench import peers
 from bench.cases import Array
 from nbloss.cpu.simd import broadcast, inline, lanes, load, prefetch_far, stream, total
 
-BYTES = 1 << 28  # far beyond any cache
+BYTES = 1 << 28  # beyond most caches; where one holds more, `moving` visits all of it before it comes back
 COUNT = BYTES // 4  # elements
-PIECE = COUNT // 8  # of 32 MiB, as large as most of what is compared, which tell who is fastest
+PIECE = COUNT // 8  # 32 MiB, about the size of what is compared: the fastest way is chosen by these
 ROWS = 64  # pieces that threads share
 STEP = ROWS * 4 * 16  # elements, of four vectors a row
 FAR = 2048  # elements ahead of which `numba, ahead` fetches
@@ -59,7 +59,7 @@ def _read(source, sums, ahead, like):  # type: ignore[no-untyped-def]
 
 @dataclass
 class Ceiling:
-    """The fastest way found to move memory, and the seconds that all of it takes."""
+    """The fastest way found to move memory, and the seconds that all of it takes, by its fastest piece."""
 
     library: str
     run: Callable[[int, int], Any]  # moves `count` elements from `start` on

@@ -32,7 +32,7 @@ class Pointwise:
     check: bool
     backend: str = "auto"
     stream: object = None
-    into_new: bool = False  # whether its result goes to memory that the call allocates
+    into_new: bool = False  # whether the call allocates the array for its result
     arrays: ClassVar = ("target", "weight", "pos_weight")
 
     @property
@@ -57,7 +57,7 @@ class Rowwise:
     check: bool = True
     backend: str = "auto"
     stream: object = None
-    into_new: bool = False  # whether its result goes to memory that the call allocates
+    into_new: bool = False  # whether the call allocates the array for its result
     arrays: ClassVar = ("labels", "probabilities", "weight")
 
     @property

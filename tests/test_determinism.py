@@ -1,6 +1,5 @@
 """Same input, same bits: threads, alignment, repetition."""
 
-import platform
 from functools import partial
 
 import numpy as np
@@ -10,7 +9,7 @@ from numba import njit
 import nbloss
 from nbloss import plans
 from nbloss.cpu import launch
-from nbloss.cpu.simd import is_new
+from nbloss.cpu.simd import is_mapped
 
 pytestmark = pytest.mark.cpu
 
@@ -91,24 +90,34 @@ def test_rows_too_long_to_keep(rng, monkeypatch, classes):
     assert bits(results[0]) == bits(results[1])
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how glibc gives large arrays memory")
 def test_new_memory(rng):
     """The same bits where a gradient goes past the caches and, in memory that is new, through them."""
+    compiled = njit(lambda a: is_mapped(a))
+    room = np.empty(1 << 28, np.uint8)
+    for start in range(32):
+        assert compiled(room[start:]) == is_mapped(room[start:])
     x, labels = rng.standard_normal((9000, 1000)).astype(np.float32), rng.integers(0, 1000, 9000)
-    compiled = njit(lambda a: is_new(a))
-    used = np.zeros(x.size + 16, np.float32)[16:]
-    assert not is_new(used)
+    line, t = x.ravel(), rng.random(x.size).astype(np.float32)
+    at = -room.ctypes.data % 4096
+    used = room[at : at + x.nbytes].view(np.float32)
     assert not compiled(used)
-    mapped = np.empty(1 << 28, np.uint8)  # more than malloc could have left
-    assert is_new(mapped)
-    assert compiled(mapped)
-    for loss, logits, target in (
-        (nbloss.cross_entropy, x, labels),
-        (nbloss.mse_loss, x.ravel(), rng.random(x.size).astype(np.float32)),
-    ):
-        gradient = loss.grad(logits, target)
-        assert is_new(gradient) == compiled(gradient)
-        assert gradient.tobytes() == loss.grad(logits, target, out=used.reshape(logits.shape)).tobytes()
+    for loss, arguments in ((nbloss.cross_entropy, (x, labels)), (nbloss.mse_loss, (line, t))):
+        new = loss.grad(*arguments)
+        assert new.tobytes() == loss.grad(*arguments, out=used.reshape(new.shape)).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_losses_fetched_ahead(rng, monkeypatch, dtype):
+    from nbloss.cpu import solve
+
+    x, t = rng.random(70_001).astype(dtype), rng.random(70_001).astype(dtype)
+    for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
+        found = []
+        for large in (1 << 60, 0):
+            monkeypatch.setattr(solve, "LARGE", large)
+            plans._plans.clear()
+            found.append(getattr(nbloss, name)(x, t))
+        assert found[0] == found[1] == getattr(nbloss, name)(x.copy(), t)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

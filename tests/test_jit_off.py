@@ -54,6 +54,37 @@ def test_past_the_caches(rng, monkeypatch, dtype, classes):
         np.testing.assert_array_equal(nbloss.mse_loss.grad(line, t, out=room), near[1])
 
 
+@pytest.mark.parametrize("mapped", [True, False])
+def test_new_memory(rng, monkeypatch, mapped):
+    """What a call allocates is written past the caches unless it is new; what it is given, always."""
+    from nbloss.cpu import pointwise, results, rowwise, solve
+
+    x, t = rng.standard_normal((2, 600)).astype(np.float32), rng.random(1200).astype(np.float32)
+    calls = (nbloss.cross_entropy, (x, [3, 400])), (nbloss.mse_loss, (x.ravel(), t))
+    near = [loss.value_and_grad(*arguments) for loss, arguments in calls]
+    past, fetched = [], []
+    for module in (pointwise, results):
+        stream = module.stream
+        monkeypatch.setattr(module, "stream", lambda *store, stream=stream: past.append(stream(*store)))
+    monkeypatch.setattr(pointwise, "prefetch_far", lambda a, i: fetched.append(i))
+    for module in (pointwise, rowwise):
+        monkeypatch.setattr(module, "is_mapped", lambda a: mapped)
+    for large in (1 << 40, 0):
+        monkeypatch.setattr(solve, "LARGE", large)
+        plans._plans.clear()
+        for (loss, arguments), (value, gradient) in zip(calls, near):
+            for _ in range(2):  # afresh, and as planned
+                past.clear()
+                np.testing.assert_array_equal(loss.grad(*arguments), gradient)
+                assert bool(past) == (large == 0 and not mapped)
+                past.clear()
+                np.testing.assert_array_equal(loss.grad(*arguments, out=np.empty_like(gradient)), gradient)
+                assert bool(past) == (large == 0)
+            fetched.clear()
+            assert loss(*arguments) == value
+        assert bool(fetched) == (large == 0)
+
+
 @pytest.mark.parametrize("most", [1 << 22, 0])
 def test_long_rows(rng, monkeypatch, most):
     """Three to a unit, with exponentials kept and computed twice, through a limit of `scale_of` and past the caches."""
@@ -70,7 +101,8 @@ def test_long_rows(rng, monkeypatch, most):
     for stream_from in (0, 1 << 40):
         monkeypatch.setattr(solve, "LARGE", stream_from)
         plans._plans.clear()
-        loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
+        out = np.empty(x.size + 5, np.float32)[5:].reshape(x.shape)
+        loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, out=out, reduction="none")
         close(loss, expected[0], "float32")
         close(gradient, expected[1], "float32")
         close(nbloss.logsumexp(x, axis=1), np.logaddexp.reduce(x.astype(float), axis=1), "float32")

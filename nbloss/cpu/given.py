@@ -23,7 +23,7 @@ class Mode(NamedTuple):
 
     kind: Any  # of target
     form: Any  # of what is written
-    nontemporal: Any
+    nontemporal: Any  # 0, or results are written past the caches
     ignore: Any  # the label of rows that do not count
     share: Any  # 1 - smoothing
     uniform: Any  # smoothing / classes
@@ -33,7 +33,7 @@ class Summed(NamedTuple):
     """What the result of a row is made of, once it has been summed."""
 
     m: Any  # its maximum
-    r: Any
+    r: Any  # the sum of exp(x - m) but for one at the maximum
     log_norm: Any
     scale: Any  # for `scaled_exp`
     exps: Any  # holds its exponentials if `kept`
@@ -54,7 +54,7 @@ class Scratch(NamedTuple):
     memory: Any  # for a tile, a group or a row
     numbers: Any  # as many as a vector has
     labels: Any  # likewise
-    per_unit: Any  # rows of a unit of work, in vectors of them where they lie side by side
+    per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows
     breadth: Any  # vectors of rows in a tile
     row_mass: Any  # dense target mass that every row has, from smoothing
     own_factor: Any  # what gradients of all rows are multiplied by

@@ -181,17 +181,21 @@ def _(context, builder, sig, args):
     return context.get_dummy_value()
 
 
-def is_new(a):
-    """Whether the operating system has mapped memory for this array alone, with glibc's malloc; elsewhere, no.
+# Results are written past the caches, by non-temporal stores; but not into memory that is new.
+NONTEMPORAL, UNLESS_NEW = 4, 8
 
-    As it is first written, each page is zeroed, in a cache: it takes results there in 0.55 to 0.95 of the time that it
-    takes to drive them past it. Memory that is used again takes 1.4 times as long. malloc keeps 16 bytes of the first
-    page for itself; what it does not map lies there once in 256 times.
+
+def is_mapped(a):
+    """Whether glibc's malloc has mapped memory for this array alone, so that it is new where the array is.
+
+    Each page is zeroed as it is first written, in a cache: that takes results in 0.55 to 0.95 of the time that it takes
+    to drive it out past them. Memory that malloc uses again takes 1.4 times as long through the caches as past them.
+    malloc keeps 16 bytes of the first page for itself; what it does not map lies there once in 256 times.
     """
     return a.ctypes.data % 4096 == 16
 
 
-@compiled_raw(is_new, lambda a: types.boolean)
+@compiled_raw(is_mapped, lambda a: types.boolean)
 def _(context, builder, sig, args):
     i64 = ir.IntType(64)
     data = builder.ptrtoint(context.make_array(sig.args[0])(context, builder, args[0]).data, i64)

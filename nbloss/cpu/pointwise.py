@@ -11,6 +11,8 @@ from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of
 from nbloss.cpu.simd import (
     HAS_AVX512,
+    NONTEMPORAL,
+    UNLESS_NEW,
     add_wide,
     aligned_at,
     allocated,
@@ -19,7 +21,7 @@ from nbloss.cpu.simd import (
     first,
     gather,
     inline,
-    is_new,
+    is_mapped,
     joined,
     lanes,
     load,
@@ -54,11 +56,9 @@ PRIMITIVES = {
     "where": simd.where,
 }
 SEGMENT = 4096  # elements a unit of work
-# Beside WANT_VALUE and WANT_GRADIENT: gradients are written past the caches, but for new memory; losses alone are
-# computed from what is fetched ahead.
-NONTEMPORAL, UNLESS_NEW, AHEAD = 4, 8, 16
-# By how many elements. From 64 MB on, memory delivers up to 1.7 times as much: 2^24 losses of BCE
-# took 0.48 of the time and their gradients 0.7, losses of MSE 0.65 and gradients 0.8.
+AHEAD = 16  # beside WANT_VALUE, WANT_GRADIENT, NONTEMPORAL and UNLESS_NEW: `sums` fetches, as `vectors` always does
+# How many elements ahead. From 64 MB on, memory needs it: 2^24 losses of BCE take 0.48 of the time and gradients 0.7,
+# losses of MSE 0.65 and gradients 0.8.
 FAR = 2048
 
 
@@ -204,7 +204,7 @@ def _driver(formula):
         x, t, weight, pos_weight, upstream, gradient, loss = arrays_at(
             (x, t, weight, pos_weight, upstream, gradient, loss), layout
         )
-        if want & UNLESS_NEW and is_new(gradient):
+        if want & UNLESS_NEW and is_mapped(gradient):
             want = want & ~NONTEMPORAL
         part = allocated(2 * (stop_block - first_block))
         per_row = (x.shape[1] + SEGMENT - 1) // SEGMENT

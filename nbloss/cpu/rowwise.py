@@ -19,13 +19,14 @@ from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import SHORT, room_of, rows
 from nbloss.cpu.simd import (
     HAS_AVX512,
+    UNLESS_NEW,
     VECTOR_BYTES,
     add_wide,
     allocated,
     borrowed,
     broadcast,
     inline,
-    is_new,
+    is_mapped,
     lanes,
     lent_to,
     side_by_side,
@@ -39,7 +40,6 @@ from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, Array
 
 NUMBERS = (0,) * 9  # as many as follow the layout of the operands
-ALWAYS, UNLESS_NEW = 1, 2  # whether results are written past the caches: 0 is never
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 # Rows that lie side by side share a tile of vectors of rows, and a unit of work is a tile: as wide as TILE_BYTES allow,
 # up to WIDEST vectors, for long lines suit memory. More bytes, malloc would ask the operating system for each time.
@@ -62,12 +62,13 @@ GROUPED = 1 << 15
 # Labels that are scanned as one, by any thread: by one thread alone, 16 x 21 x 256 x 256 took 1.06 times as long.
 PIECE = 1 << 14
 # Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together; of long rows fewer,
-# where there would be less than FEW units for threads to share (with two threads, 1.01 times as long on average).
+# where there would be fewer than FEW units for threads to share (with two threads, 1.01 times as long on average: the
+# last row of a unit is not written beside a next one).
 HEIGHT, FEW = 8, 64
 
 
 def _driver(chunk):
-    # own_factor is `factor`, where mean divided by the weight of the labels, which those that are scanned give.
+    # own_factor is `factor`; for a mean it is divided by `divisor`, the weight of the labels where they are scanned.
     def driver(
         units, step, first_block, stop_block, layout, share, uniform, like,
         x, t, q, weight, upstream, out, loss, factor, divisor,
@@ -75,7 +76,7 @@ def _driver(chunk):
         addresses = (x, t, q, weight, upstream, out, loss)
         x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
         kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room = numbers_at(addresses, layout, NUMBERS)
-        if nontemporal == UNLESS_NEW and is_new(out):
+        if nontemporal & UNLESS_NEW and is_mapped(out):
             nontemporal = 0
         mode = Mode(kind, form, nontemporal, ignore, share, uniform)
         bad = 0.0
@@ -99,16 +100,16 @@ def _driver(chunk):
                 logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss)
             )
             # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
-            memory = allocated(24 + (room * weight.itemsize + 7) // 8)
-            labels = lent_to(np.int64(0), memory, 0, lanes(like))
-            numbers = lent_to(like, memory, 16, lanes(like))
-            tile = lent_to(like, memory, 24, room)
+            block_memory = allocated(24 + (room * weight.itemsize + 7) // 8)
+            labels = lent_to(np.int64(0), block_memory, 0, lanes(like))
+            numbers = lent_to(like, block_memory, 16, lanes(like))
+            tile = lent_to(like, block_memory, 24, room)
             scratch = Scratch(tile, numbers, labels, per_unit, breadth, mass, own_factor)
             value_sum = 0.0
             for unit in range(block * step, min(units, block * step + step)):
                 value_sum += chunk(operands, mode, unit, like, scratch)
             # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
-            part[block - first_block] = value_sum + 0 * memory.size
+            part[block - first_block] = value_sum + 0 * block_memory.size
         value_sum = 0.0
         for k in range(part.size):
             value_sum += part[k]

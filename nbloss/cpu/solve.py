@@ -13,8 +13,9 @@ from nbloss import layout
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.pointwise import AHEAD, NONTEMPORAL
+from nbloss.cpu.pointwise import AHEAD
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
+from nbloss.cpu.simd import NONTEMPORAL, UNLESS_NEW
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.errors import refuse_labels, refuse_probabilities
 from nbloss.problem import (
@@ -39,8 +40,7 @@ _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
 _UNITS = {dtype: dtype.type(1) for dtype in (FLOAT32, FLOAT64)}
 _KEEPS_TYPE = type(_UNITS[FLOAT32] * 1.0) is np.float32  # before NumPy 2, the product is a float64
 _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
-# Bytes of logits from which losses alone are computed from what is fetched ahead, and gradients are written past the
-# caches, by non-temporal stores.
+# Bytes of logits from which results are written past the caches, and pointwise losses alone are fetched ahead.
 LARGE = 1 << 24
 
 
@@ -66,6 +66,13 @@ def _stored(array: Array) -> Array:
 def _target(out: Array) -> Array:
     """The memory that kernels write for `out`: its own, or a stand-in where its byte order is not the machine's."""
     return out if out.dtype.isnative else np.empty(out.shape, out.dtype.newbyteorder("="))
+
+
+def _past_caches(problem: Pointwise | Rowwise) -> int:
+    """Whether results are written past the caches: 0, or how."""
+    if problem.x.nbytes < LARGE:
+        return 0
+    return NONTEMPORAL | (UNLESS_NEW if problem.into_new else 0)
 
 
 def _deliver(out: Array, written: Array) -> None:
@@ -161,11 +168,7 @@ def _pointwise_calls(
         layout.same(scale, x.shape) if scale.ndim == 0 else scale,
         *(_stored(a) for a in (out, loss) if a is not None),
     ]
-    how = want
-    if x.nbytes >= LARGE:
-        how |= AHEAD
-        if want & WANT_GRADIENT:
-            how |= NONTEMPORAL | (pointwise_kernels.UNLESS_NEW if problem.into_new else 0)
+    how = want | (_past_caches(problem) if want & WANT_GRADIENT else 0) | (AHEAD if x.nbytes >= LARGE else 0)
     call = None
     for piece in layout.pointwise_pieces(arrays):
         outer = len(piece[0])
@@ -268,11 +271,10 @@ def _rowwise_calls(
     if not x.size:
         return
     kind = CLASS_INDEX if labels is not None else NO_TARGET if masses is None else PROBABILITIES
-    past_caches = rowwise_kernels.UNLESS_NEW if problem.into_new else rowwise_kernels.ALWAYS
     options = (
         kind,
         stage,
-        0 if stage == LOSS_ONLY or x.nbytes < LARGE else past_caches,
+        0 if stage == LOSS_ONLY else _past_caches(problem),
         problem.ignore_index,
         problem.label_smoothing,
         scan,
