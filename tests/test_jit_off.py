@@ -98,8 +98,8 @@ def test_long_rows(rng, monkeypatch, most):
     labels = rng.integers(0, 4200, 17)
     labels[[4, 7, 16]] = 4150, -100, -100
     expected = reference.cross_entropy(x, labels, reduction="none")
-    for stream_from in (0, 1 << 40):
-        monkeypatch.setattr(solve, "LARGE", stream_from)
+    for large in (0, 1 << 40):
+        monkeypatch.setattr(solve, "LARGE", large)
         plans._plans.clear()
         out = np.empty(x.size + 5, np.float32)[5:].reshape(x.shape)
         loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, out=out, reduction="none")

@@ -6,9 +6,10 @@ compile     kernels on demand, and their cache; parts: by which of Numba's passe
             operands: how arrays reach a kernel
 pointwise   the kernel of pointwise losses
 rowwise     the loop of row-wise kernels over units of work, and how work is cut. A unit is one of
-            rows (vectors along a row; results: what they write), groups (vectors along rows, as many rows at once as
-            a vector has lanes), tiles (vectors across rows; per_row: what they have in common with groups) or
-            picks (the target's entry alone)
+            rows (vectors along a row; unwritten: what they keep of it until it is written; results: what they write),
+            groups (vectors along rows, as many rows at once as a vector has lanes), tiles (vectors across rows;
+            per_row: what they have in common with groups) or picks (the target's entry alone);
+            given: what all of them are given
 targets     nbloss.formulas on vectors; vecmath: exp, log, log1p on vectors; labels: class indices of a vector of rows
 simd        all primitives under one name: arithmetic, bits, folds, lanes, memory, partial, strided, transpose, views
 """

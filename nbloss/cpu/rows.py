@@ -7,8 +7,7 @@ whose exponentials take the place of those. So memory is busy all the time (1.15
 
 import numpy as np
 
-from nbloss.cpu.given import Summed
-from nbloss.cpu.results import dense_gap, fill_row, write_row
+from nbloss.cpu.results import dense_gap, fill_row
 from nbloss.cpu.simd import (
     add_wide,
     aligned_at,
@@ -39,36 +38,17 @@ from nbloss.cpu.targets import (
     row_loss,
     target_gradient,
 )
+from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, line_of, put_off, write_chunk
 from nbloss.cpu.vecmath import log1p, scale_change, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 NEG_INF, NAN = -np.inf, np.nan
 LOWEST_32, LOWEST_64 = float(np.finfo(np.float32).min), float(np.finfo(np.float64).min)
-CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
-SHORT = 256  # most vectors of a row that stays in the first-level cache with its exponentials
 # How far above a long row's maximum its reference is set. Until the maximum passes it, nothing is scaled anew (without
 # it, half of a row of normal numbers would be: 1.06 times as long). It costs e^-4 of the range, which `scaled_exp` has
 # to spare.
 MARGIN = 4.0
 NEAR, FAR = 1024, 8192  # elements ahead of which a long row is fetched, into the first-level and second-level cache
-# Numbers of a summed row that `_write` needs, at the end of its scratch, and room for them.
-MAXIMUM, R, LOG_NORM, FACTOR, A, SLOPE, SHIFT, EXP_MAX, AT_TARGET, REFERENCE = range(10)
-TERMS = 16
-
-
-def room_of(classes, step, most):
-    """Elements of scratch that a row takes.
-
-    Its exponentials (whole vectors, hence `step` more), the reference of each chunk of a long row, and TERMS numbers;
-    these alone where that exceeds `most`, and exponentials are computed twice.
-    """
-    room = classes + step + -(-classes // (CHUNK * step)) + TERMS
-    return room if room <= most else TERMS
-
-
-@inline
-def _line(a, i):
-    return a[i, :, 0]
 
 
 @inline
@@ -221,7 +201,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
         other, offset = following, np.int64(0)
         if not short:
             other, offset = x, size if stop + size <= n else offset
-        written = _write(operands, mode, unwritten, written, stop, scratch, like)
+        written = write_chunk(operands, mode, unwritten, written, stop, scratch, like)
         s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, q, distances, exps, keep, like)
         rest = add_wide(rest, s)
         beyond = maximum(t, beyond)
@@ -235,45 +215,6 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
 
 
 @inline
-def _write(operands, mode, i, written, stop, scratch, like):
-    """Write what is asked for of row i, which was summed, from `written` to `stop`, the end of a chunk; none if i < 0.
-
-    Gives where it ended: at the end of a vector.
-    """
-    if i < 0:
-        return written
-    exps, labels = scratch.memory, scratch.labels
-    n, step = operands.x.shape[1], lanes(like)
-    size = CHUNK * step
-    at = exps.shape[0] - TERMS
-    m, r, log_norm = (
-        load_one(exps, at + MAXIMUM, like),
-        load_one(exps, at + R, like),
-        load_one(exps, at + LOG_NORM, like),
-    )
-    factor, a, slope = load_one(exps, at + FACTOR, like), load_one(exps, at + A, like), load_one(exps, at + SLOPE, like)
-    shift, exp_max = load_one(exps, at + SHIFT, like), load_one(exps, at + EXP_MAX, like)
-    at_target, reference = load_one(exps, at + AT_TARGET, like), load_one(exps, at + REFERENCE, like)
-    short, kept = n <= SHORT * step, labels[1] != 0
-    scale = False, m, m, m
-    if not (short and kept):
-        scale = scale_of(reference)
-    if kept and not short:
-        # Bring each chunk to the row's last reference, one chunk ahead: a vector may reach into the next one.
-        k = (stop - 1) // size
-        for start in range((k + 1 if k else 0) * size, min((k + 2) * size, n), size):
-            former = load_one(exps, n + step + start // size, like)
-            if lane(former, 0) != lane(reference, 0):
-                ratio = broadcast(scale_change(scale_of(former), scale), like)
-                for j in range(start, min(start + size, n), step):
-                    store(exps, j, load(exps, j, like) * ratio * 2.0**-64)
-    inverse = 1.0 / exp_max
-    row = Summed(m, r, log_norm, scale, exps, kept, factor, a, slope, shift, exp_max, inverse, labels[0], at_target)
-    x, q, out = _line(operands.x, i), _line(operands.q, i), _line(operands.out, i)
-    return write_row(x, q, operands.weight, out, mode, row, written, stop, like)
-
-
-@inline
 def _row(operands, mode, i, top, following, unwritten, scratch, like):
     """Sum row i, and write the row `unwritten` meanwhile.
 
@@ -282,8 +223,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
     """
     x, t, q, weight, upstream, out, _ = operands
     kind, form, nontemporal, ignore, share, uniform = mode
-    exps, labels = scratch.memory, scratch.labels
-    row, masses = _line(x, i), _line(q, i)
+    row, masses = line_of(x, i), line_of(q, i)
     n = row.shape[0]
     target = np.int64(-1)
     w_t = type(like)(1)
@@ -293,7 +233,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         target = np.int64(t[i, 0])
         if target == ignore or target < 0 or target >= n:
             if form != LOSS_ONLY:
-                fill_row(_line(out, i), 0.0, like)
+                fill_row(line_of(out, i), 0.0, like)
             return (0.0, 0.0, 0.0, 0.0, 0.0 if target == ignore else NAN, 0.0), type(like)(NAN), unwritten
         x_t = lane(load_one(row, target, like), 0)
         if weight.shape[0]:
@@ -301,7 +241,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         kept = share * w_t
     if form != LOSS_ONLY and nontemporal and aligned_at(out[i, n:, 0], like) != 0:
         # Stores past the caches would wait until the line that two rows share is there: 1.2 times as long at 1000.
-        prefetch(_line(out, i), n - 1)
+        prefetch(line_of(out, i), n - 1)
     m, left_out, reference, scale, keep, rest, top = _row_sum(
         row, masses, operands, mode, target, top, following, unwritten, scratch, like
     )
@@ -334,12 +274,8 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
             target, at_target = _place(row, np.int64(0), n, lane(m, 0), like), broadcast(1.0, like)
         # What smoothing takes from every class, if it takes the same; -0.0 changes no zero.
         shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
-        at = exps.shape[0] - TERMS
-        exps[at + MAXIMUM], exps[at + R], exps[at + LOG_NORM] = lane(m, 0), r, lane(log_norm, 0)
-        exps[at + FACTOR], exps[at + A], exps[at + SLOPE] = lane(factor, 0), lane(a, 0), lane(a / whole, 0)
-        exps[at + SHIFT], exps[at + EXP_MAX] = lane(shift, 0), lane(of_max, 0)
-        exps[at + AT_TARGET], exps[at + REFERENCE] = lane(at_target, 0), reference
-        labels[0], labels[1] = target, keep
+        slope = a / whole
+        put_off(scratch, m, r, log_norm, factor, a, slope, shift, of_max, at_target, reference, target, keep)
         unwritten = i
     return (np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass)), top, unwritten
 
@@ -358,7 +294,7 @@ def rows(operands, mode, unit, like, scratch):
     short = n <= SHORT * lanes(like)
     unwritten = np.int64(-1)
     for i in range(start, stop):
-        found, top, unwritten = _row(operands, mode, i, top, _line(x, min(i + 1, stop - 1)), unwritten, scratch, like)
+        found, top, unwritten = _row(operands, mode, i, top, line_of(x, min(i + 1, stop - 1)), unwritten, scratch, like)
         here = only(i - start, m)
         m, x_t, r = where(here, found[0], m), where(here, found[1], x_t), where(here, found[2], r)
         kept, gap, mass = where(here, found[3], kept), where(here, found[4], gap), where(here, found[5], mass)
@@ -366,7 +302,7 @@ def rows(operands, mode, unit, like, scratch):
             written = np.int64(0)
             for first in range(0, n, n if short else size):
                 end = n if short else min(first + size, n)
-                written = _write(operands, mode, unwritten, written, end, scratch, like)
+                written = write_chunk(operands, mode, unwritten, written, end, scratch, like)
             unwritten = np.int64(-1)
     # The losses of all rows in float64, rounded once.
     value = row_loss(add_gap(gap, kept, m, x_t), kept + mass, log1p(r))

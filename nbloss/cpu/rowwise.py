@@ -16,7 +16,7 @@ from nbloss.cpu.groups import FOLDED, groups
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
 from nbloss.cpu.picks import picks
-from nbloss.cpu.rows import SHORT, room_of, rows
+from nbloss.cpu.rows import rows
 from nbloss.cpu.simd import (
     HAS_AVX512,
     UNLESS_NEW,
@@ -36,6 +36,7 @@ from nbloss.cpu.simd import (
 )
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
+from nbloss.cpu.unwritten import SHORT, room_of
 from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, Array
 
@@ -149,10 +150,10 @@ def operands(
     upstream: Array | None,
     out: Array | None,
     loss: Array | None,
-) -> tuple[Array, ...]:
+) -> Operands:
     """The operands of a kernel, with stand-ins for those that are absent."""
     code, stored = weight.dtype.char, x.dtype.char
-    return (
+    return Operands(
         x,
         NO_LABELS if t is None else t,
         x if q is None else q,
@@ -166,7 +167,7 @@ def operands(
 def prepare(
     along: bool,
     normalized: bool,
-    views: tuple[Array, ...],
+    views: Operands,
     kind: int,
     form: int,
     nontemporal: int,

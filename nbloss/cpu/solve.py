@@ -12,6 +12,7 @@ import numpy as np
 from nbloss import layout
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
+from nbloss.cpu.given import Operands
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.pointwise import AHEAD
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
@@ -227,12 +228,12 @@ def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -
     loss = np.empty(shape, dtype) if unreduced else None
     first, *later = _stages(problem, form)
     (call, operands), *more = islice(_rowwise_calls(problem, first, scan, _ONES[FLOAT64], out, loss), 2)
-    if more or not call.is_one_call or (labelled and not rowwise_kernels.can_scan(operands[1])):
+    if more or not call.is_one_call or (labelled and not rowwise_kernels.can_scan(operands.t)):
         return None
     driver, one = call.quickest(), _UNITS[dtype]
     after = [next(_rowwise_calls(problem, stage, 0, _ONES[FLOAT64], out, None))[0] for stage in later]
     _, no_labels, _, no_weight, no_upstream, no_out, no_loss = rowwise_kernels.operands(
-        operands[0][:0], None, None, _NO_WEIGHT[dtype], None, None, None
+        operands.x[:0], None, None, _NO_WEIGHT[dtype], None, None, None
     )
 
     def run(x: Array, target: Any, out: Array | None, factor: float, weight: Array = no_weight) -> Any:
@@ -265,7 +266,7 @@ def _weight(problem: Rowwise) -> Array:
 
 def _rowwise_calls(
     problem: Rowwise, stage: int, scan: int, factor: Array, out: Array | None, loss: Array | None
-) -> Iterator[tuple[Launch, tuple[Array, ...]]]:
+) -> Iterator[tuple[Launch, Operands]]:
     """Kernel calls and their operands."""
     x, labels, masses = _stored(problem.x), problem.labels, problem.probabilities
     if not x.size:
