@@ -140,6 +140,26 @@ def test_alignment(rng, monkeypatch, past_caches, dtype):
             assert bits(call(moved, target, out=moved)) == expected, (name, offset, "in place")
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("inner", [800, 801])
+def test_planes_past_the_caches(rng, monkeypatch, dtype, inner):
+    """Several tiles to a unit of work; planes that begin in line with each other, and planes that do not."""
+    from nbloss.cpu import rowwise, solve
+
+    monkeypatch.setattr(rowwise, "FEW", 1)
+    x, labels = rng.standard_normal((2, 5, inner)).astype(dtype), rng.integers(0, 5, (2, inner))
+    expected = nbloss.cross_entropy.value_and_grad(x, labels)
+    monkeypatch.setattr(solve, "LARGE", 0)
+    for offset in [*range(0, 64, x.itemsize), 1]:
+        raw = np.full(x.nbytes + 128, 170, np.uint8)
+        out = raw[offset : offset + x.nbytes].view(dtype).reshape(x.shape)
+        assert bits(nbloss.cross_entropy.value_and_grad(x, labels, out=out)) == bits(expected), offset
+        assert (raw[:offset] == 170).all()
+        assert (raw[offset + x.nbytes :] == 170).all()
+        out[...] = x
+        assert bits(nbloss.cross_entropy.value_and_grad(out, labels, out=out)) == bits(expected), (offset, "in place")
+
+
 def test_repeats(rng):
     for name, call, x, target in calls(rng, np.float32):
         assert len({tuple(bits(call(x, target))) for _ in range(100)}) == 1, name

@@ -54,6 +54,23 @@ def test_past_the_caches(rng, monkeypatch, dtype, classes):
         np.testing.assert_array_equal(nbloss.mse_loss.grad(line, t, out=room), near[1])
 
 
+@pytest.mark.parametrize("inner", [300, 301])
+def test_planes_past_the_caches(rng, monkeypatch, inner):
+    """Of several tiles to a unit."""
+    from nbloss.cpu import rowwise, solve
+
+    monkeypatch.setattr(rowwise, "FEW", 1)
+    x, labels = rng.standard_normal((1, 3, inner)), rng.integers(0, 3, (1, inner))
+    near = nbloss.cross_entropy.grad(x, labels)
+    monkeypatch.setattr(solve, "LARGE", 0)
+    for start in range(9):
+        room = np.full(x.size + 9, 7.0)
+        out = room[start : start + x.size].reshape(x.shape)
+        np.testing.assert_array_equal(nbloss.cross_entropy.grad(x, labels, out=out), near)
+        assert (room[:start] == 7).all()
+        assert (room[start + x.size :] == 7).all()
+
+
 @pytest.mark.parametrize("mapped", [True, False])
 def test_new_memory(rng, monkeypatch, mapped):
     """What a call allocates is written past the caches unless it is new; what it is given, always."""
