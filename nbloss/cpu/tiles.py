@@ -21,6 +21,7 @@ from nbloss.cpu.simd import (
     load,
     load_transposed,
     maximum,
+    prefetch,
     prefetch_far,
     read,
     read_into,
@@ -202,7 +203,7 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead, fetche
         for j in range(block, min(block + 64, classes)):
             v = load(tile, j * lead + at, like)
             beside = maximum(load(tile, j * lead + at + lanes(like), like), beside)
-            prefetch_far(x[i, 0], ahead)
+            prefetch(x[i, 0], ahead)
             if kind == PROBABILITIES:
                 prefetch_far(q[i, 0], ahead)
             left -= 1
