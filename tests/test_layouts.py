@@ -63,8 +63,8 @@ LAYOUTS = {
     "subclass": lambda x: x.view(type("Named", (np.ndarray,), {})),
 }
 SHAPES = [(6, 5), (few(20, 6), 100), (few(20, 5), 300), (few(5, 3), 500), (3, 4, 5), (2, 7, 3, 18)]
-if not SIMULATED:  # how rows are done on the CPU: tiles of two blocks
-    SHAPES.append((20, 17))
+if not SIMULATED:  # how rows are done on the CPU: tiles of two blocks, rows between which others lie
+    SHAPES += [(20, 17), (70, 3, 4)]
 
 
 # Bytes from row to row and from class to class, given those of a row and of an element.

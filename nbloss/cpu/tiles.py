@@ -64,9 +64,13 @@ def tiles(operands, mode, unit, like, scratch):
     tile, per_unit, breadth = scratch.memory, scratch.per_unit, scratch.breadth
     classes = x.shape[1]
     step = lanes(like)
-    per_plane = (x.shape[2] + per_unit * step - 1) // (per_unit * step)
-    i = unit // per_plane
-    start = (unit - i * per_plane) * per_unit * step
+    planes, per_plane = x.shape[0], (x.shape[2] + per_unit * step - 1) // (per_unit * step)
+    if abs(x.strides[0]) < abs(x.strides[2]):  # planes share lines of memory: unit by unit across them
+        i = unit % planes
+        start = unit // planes * per_unit * step
+    else:
+        i = unit // per_plane
+        start = (unit - i * per_plane) * per_unit * step
     stop = min(start + per_unit * step, x.shape[2])
     # The tile is (classes, breadth, lanes), of more than one vector with another one before each class, for `_write`.
     before = np.int64(0 if breadth == 1 else step)
