@@ -16,11 +16,17 @@ _ONE = np.array(1.0)
 
 
 def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Array:
-    """grad_output as float64, 0-d or of the unreduced loss's shape."""
+    """grad_output, 0-d or of the unreduced loss's shape.
+
+    A number is float64, and so is one for each row; one for each element is of the type that is computed in.
+    """
     if grad_output is None:
         return _ONE
-    wanted = compute_dtype(problem.x.dtype) if is_device_view(grad_output) else FLOAT64
-    factor = as_real("grad_output", grad_output, wanted).astype(wanted, copy=False)
+    computed = compute_dtype(problem.x.dtype)
+    factor = as_real("grad_output", grad_output, computed if is_device_view(grad_output) else FLOAT64)
+    each = is_device_view(factor) or (factor.ndim and isinstance(problem, Pointwise))
+    with np.errstate(over="ignore"):  # what is beyond the type is inf
+        factor = factor.astype(computed if each else FLOAT64, copy=False)
     if device_of(factor) != device_of(problem.x) and (factor.ndim or is_device_view(factor)):
         raise TypeError(_APART.format("grad_output"))
     if factor.ndim == 0 or (problem.reduction == "none" and factor.shape == problem.shape):

@@ -1,6 +1,7 @@
 """Every loss, option and entry point against the oracle."""
 
 import itertools
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -299,3 +300,35 @@ def test_half_precision_is_rounded_to_nearest(rng, dtype):
     with np.errstate(over="ignore", invalid="ignore"):
         expected = upstream.astype(dtype)
     np.testing.assert_array_equal(gradient.astype(np.float32), expected.astype(np.float32))
+
+
+def test_upstream_gradient_of_each_element(rng):
+    """It counts as a weight does, whatever its layout; one beyond the type that is computed in is inf."""
+    rows = few(40, 2)
+    x, t, upstream = rng.standard_normal((3, rows, 50)).astype(np.float32)
+    expected = nbloss.mse_loss.grad(x, t, weight=upstream, reduction="none")
+    wide = np.full((2 * rows, 100), 9, np.float32)
+    wide[::2, ::2] = upstream
+    for array in (
+        upstream,
+        wide[::2, ::2],
+        np.asfortranarray(upstream),
+        upstream.astype(">f4"),
+        upstream.astype(float),
+    ):
+        np.testing.assert_array_equal(nbloss.mse_loss.grad(x, t, grad_output=array, reduction="none"), expected)
+    huge = nbloss.mse_loss.grad(x, t, grad_output=np.full(x.shape, 1e300), reduction="none")
+    np.testing.assert_array_equal(huge, np.where(x > t, np.inf, -np.inf))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", ["mse_loss", "binary_cross_entropy_with_logits"])
+def test_an_upstream_gradient_is_not_copied(rng, name):
+    x, t, upstream = rng.random((3, 1 << 18)).astype(np.float32)
+    loss, out = getattr(nbloss, name), np.empty_like(x)
+    loss.grad(x, t, grad_output=upstream, out=out, reduction="none")
+    tracemalloc.start()
+    loss.grad(x, t, grad_output=upstream, out=out, reduction="none")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes // 4

@@ -90,7 +90,7 @@ def _reduced(total: float, count: float, one: Any) -> Any:
         return type(one)(value)
 
 
-def _rounded(value: float | Array, dtype: np.dtype[Any]) -> Array:
+def _rounded(value: float, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):  # a gradient beyond its dtype is inf
         return np.array(value, dtype)
 
@@ -101,7 +101,7 @@ def _rounded(value: float | Array, dtype: np.dtype[Any]) -> Array:
 def pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> Any:
     """The loss if `value`, and its gradient in `out` if there is one."""
     shape, dtype, count = problem.x.shape, compute_dtype(problem.x.dtype), _count(problem)
-    scale = _rounded(divided(float(factor), count) if factor.ndim == 0 else factor, dtype)
+    scale = factor if factor.ndim else _rounded(divided(float(factor), count), dtype)
     written = None if out is None else _target(out)
     loss = np.empty(shape, dtype) if value and problem.reduction == "none" else None
     if in_place and reads_ahead(problem):
