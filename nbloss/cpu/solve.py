@@ -183,7 +183,9 @@ def _pointwise_calls(
 def _count(problem: Pointwise) -> float:
     """What the sum is divided by."""
     if has_weighted_mean(problem) and problem.weight is not None:
-        return float(np.sum(problem.weight, dtype=np.float64))
+        weight = problem.weight
+        own = weight[tuple(slice(None if step else 1) for step in weight.strides)]  # what broadcasting repeats, once
+        return float(np.sum(own, dtype=np.float64)) * (weight.size // max(own.size, 1))
     return float(problem.x.size) if problem.reduction == "mean" else 1.0
 
 
