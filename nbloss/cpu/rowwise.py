@@ -48,8 +48,8 @@ UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing i
 WIDEST, TILE_BYTES, TILES_A_UNIT = 16, (1 << 17) - 1, 8
 # Of many classes, it is USUAL vectors wide all the same, as LARGE_TILE_BYTES allow (1000: 1.9 times faster than one).
 USUAL, LARGE_TILE_BYTES = 8, 1 << 22  # also the most scratch of a row
-# Of rows that do not, a unit is LINED_UP vectors, through a tile of one; but of rows between which others lie SHARED,
-# after which come those others (100000 x 10 x 8: 0.6 of the time that one after the other took, gradients 0.25).
+# Other rows go through a tile of one vector. A unit is LINED_UP of them, or SHARED where other rows lie between, which
+# are in the same lines of memory and come next (100000 x 10 x 8: 0.6 of the time, 0.25 with the gradient).
 LINED_UP, SHARED = 8, 2
 # Rows whose classes lie side by side are done in groups from so many classes on, by bytes of an element in the type
 # that is computed in. With AVX-512, 65 take 1.08 times as long as in tiles, but 72 take 0.93 of the time, 128 take 0.8,
@@ -204,7 +204,7 @@ def prepare(
             vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
             # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache
             # of their own.
-            usual = min(USUAL, LARGE_TILE_BYTES // vector & -2)
+            usual = min(USUAL, (LARGE_TILE_BYTES // vector) & -2)
             breadth = max(min(WIDEST, (TILE_BYTES // vector - 1) & -2), usual, 1)
             per_unit = breadth * max(min(TILES_A_UNIT, outer * -(-inner // (breadth * step)) // FEW), 1)
         lead = per_unit * step
