@@ -146,6 +146,12 @@ def write_from(values, at, out, start, stop, nontemporal, like):
 
 
 @inline
+def line_before(out, i, like):
+    """The last index up to i from which on vectors of `out` may go past the caches, where there is one."""
+    return i - (i - aligned_at(out, like)) % lanes(like)
+
+
+@inline
 def write_lines(values, out, start, stop, more, like):
     """out[start:stop] = values, past the caches; but what is left of the last line, if there is `more` to come.
 
@@ -153,7 +159,7 @@ def write_lines(values, out, start, stop, more, like):
     vector or more to write; what follows it in `values` may be read.
     """
     if more:
-        stop -= (stop - aligned_at(out, like)) % lanes(like)
+        stop = line_before(out, stop, like)
     _write_side_by_side(values, np.int64(0), out, start, stop, True, like)
     store(values, 0, load(values, stop - start, like))
     return stop
