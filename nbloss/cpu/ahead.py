@@ -10,6 +10,7 @@ import numpy as np
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
+from nbloss.cpu.scanning import SCAN
 from nbloss.problem import CODES
 
 _ROW_FUNCTIONS = ("cross_entropy", "nll_loss", "logsumexp", "log_softmax", "softmax")
@@ -37,9 +38,9 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
                     else [rowwise_kernels.ROWS, rowwise_kernels.GROUPS, rowwise_kernels.TILES]
                 )
                 wanted = [(kernel, (code, labels, code)) for kernel in kernels]
-                wanted.append((rowwise_kernels.SCAN, (labels, "d" if code == "d" else "f")))
+                wanted.append((SCAN, (labels, "d" if code == "d" else "f")))
             for kernel, codes in wanted:
-                for parallel in (False,) if kernel is rowwise_kernels.SCAN else (False, True):
+                for parallel in (False,) if kernel is SCAN else (False, True):
                     label = f"{kernel.name} {dtype}{' parallel' if parallel else ''}"
                     variants[kernel, codes, parallel] = (label, partial(kernel.variant, parallel, *codes))
     return list(variants.values())

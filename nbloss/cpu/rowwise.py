@@ -2,12 +2,11 @@
 
 ``rows``, ``groups`` and ``tiles`` find, for each row, the maximum m and the sum of exp(x - m) over all classes but the
 target, or else one at the maximum, and take it from there with nbloss.formulas; ``picks`` needs neither. Here are the
-loop over blocks that they have in common, the choice among them, and what must be known of labels before anything is
-written.
+loop over blocks that they have in common, and the choice among them.
 """
 
 import numpy as np
-from numba import from_dtype, prange
+from numba import prange
 from numba.core import types
 
 from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
@@ -17,6 +16,7 @@ from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
 from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import rows
+from nbloss.cpu.scanning import lines_of, pieces_of, scan_piece
 from nbloss.cpu.simd import (
     HAS_AVX512,
     UNLESS_NEW,
@@ -29,7 +29,6 @@ from nbloss.cpu.simd import (
     is_mapped,
     lanes,
     lent_to,
-    side_by_side,
     sums_of_pairs,
     take,
     total,
@@ -62,8 +61,6 @@ GROUPS_FROM = {4: 72, 8: 36} if HAS_AVX512 else {4: 20, 8: 16}
 ROWS_FROM = {4: 400, 8: 400} if HAS_AVX512 else {4: 500, 8: 400}
 # So many of their elements are a unit: a quarter of it, and 16384 x 100 took 1.04 times as long.
 GROUPED = 1 << 15
-# Labels that are scanned as one, by any thread: by one thread alone, 16 x 21 x 256 x 256 took 1.06 times as long.
-PIECE = 1 << 14
 # Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together; of long rows fewer,
 # where there would be fewer than FEW units for threads to share (with two threads, 1.01 times as long on average: the
 # last row of a unit is not written beside a next one).
@@ -84,11 +81,11 @@ def _driver(chunk):
         mode = Mode(kind, form, nontemporal, ignore, share, uniform)
         bad = 0.0
         if scan:  # labels out of range must be known before anything is written
-            lines = _lines(t)
-            pieces = lines.shape[0] * _pieces(lines)
+            lines = lines_of(t)
+            pieces = lines.shape[0] * pieces_of(lines)
             found = allocated(2 * pieces)
             for piece in prange(pieces):
-                _scan(found, lines, weight, x.shape[1], ignore, piece)
+                scan_piece(found, lines, weight, x.shape[1], ignore, piece)
             bad, divisor = sums_of_pairs(found)
         if scan == CHECKED and bad > 0:
             stop_block = first_block
@@ -229,81 +226,3 @@ def _weight_of_classes(weight, classes, like):
     for j in range(0, classes, lanes(like)):
         weight_sum = add_wide(weight_sum, take(weight, j, min(lanes(like), classes - j), 0.0, like))
     return total(weight_sum)
-
-
-# --- labels -------------------------------------------------------------------------------------------------
-
-
-@inline
-def _lines(labels):
-    """Labels in two dimensions, side by side in the last; one column is one line."""
-    return labels.T if labels.shape[1] == 1 else labels
-
-
-@inline
-def _pieces(lines):
-    """In how many pieces each line is scanned."""
-    return (lines.shape[1] + PIECE - 1) // PIECE
-
-
-@inline
-def _scan(found, lines, weight, classes, ignore, piece):
-    """Put (labels out of range, weight of those that count) of a piece of a line in its place of `found`.
-
-    That they lie side by side makes it vectors, 7 us for 65536 labels instead of 41.
-    """
-    i = piece // _pieces(lines)
-    start = (piece - i * _pieces(lines)) * PIECE
-    line = side_by_side(lines[i, start : min(start + PIECE, lines.shape[1])])
-    bad = 0
-    kept = 0
-    for k in range(line.shape[0]):
-        label = np.int64(line[k])
-        outside = (label < 0) | (label >= classes)
-        bad += (label != ignore) & outside
-        kept += label != ignore
-    weight_sum = 0.0
-    if weight.shape[0]:
-        # Two levels of sums: added one by one, 2^20 weights of 0.1 would be off by 1000 ulp.
-        for first in range(0, line.shape[0], 128):
-            some = 0.0
-            for k in range(first, min(first + 128, line.shape[0])):
-                label = np.int64(line[k])
-                if label != ignore and 0 <= label < classes:
-                    some += weight[label]
-            weight_sum += some
-    found[2 * piece] = bad
-    found[2 * piece + 1] = weight_sum if weight.shape[0] else kept
-
-
-def can_scan(labels: Array) -> bool:
-    """Whether a kernel can scan the labels that it is given."""
-    return labels.strides[labels.shape[1] > 1] == labels.itemsize or labels.size == 1
-
-
-def _scan_driver(labels, weight, classes, ignore):
-    pieces = labels.shape[0] * _pieces(labels)
-    found = allocated(2 * pieces)
-    for piece in range(pieces):
-        _scan(found, labels, weight, classes, ignore, piece)
-    bad, weight_sum = sums_of_pairs(found)
-    return float(bad), float(weight_sum)
-
-
-SCAN = Kernel(
-    "scan",
-    _scan_driver,
-    lambda t, weight: (
-        array_type(t, 2),
-        types.Array(from_dtype(np.dtype(weight)), 1, "C", readonly=True),
-        types.int64,
-        types.int64,
-    ),
-)
-
-
-def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[float, float]:
-    """What must be known of the labels before anything is written: (how many are out of range, weight of the rest)."""
-    flat = np.ascontiguousarray(labels).reshape(1, -1)
-    found: tuple[float, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(flat, weight, classes, ignore)
-    return found

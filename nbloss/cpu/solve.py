@@ -16,6 +16,7 @@ from nbloss.cpu.given import Operands
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.pointwise import AHEAD
 from nbloss.cpu.rowwise import CHECKED, UNCHECKED
+from nbloss.cpu.scanning import can_scan, scan_labels
 from nbloss.cpu.simd import NONTEMPORAL, UNLESS_NEW
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.errors import refuse_labels, refuse_probabilities
@@ -198,7 +199,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: Array | None, factor:
     count: float = math.prod(problem.shape)
     if labels is not None:
         classes = problem.x.shape[problem.axis]
-        bad, count = rowwise_kernels.scan_labels(labels, _weight(problem), classes, problem.ignore_index)
+        bad, count = scan_labels(labels, _weight(problem), classes, problem.ignore_index)
         if bad and problem.check:
             refuse_labels(labels, classes, problem.ignore_index)
     loss, total = None, 0.0
@@ -230,7 +231,7 @@ def _rowwise_plan(problem: Rowwise, value: bool, form: int, out: Array | None) -
     loss = np.empty(shape, dtype) if unreduced else None
     first, *later = _stages(problem, form)
     (call, operands), *more = islice(_rowwise_calls(problem, first, scan, _ONES[FLOAT64], out, loss), 2)
-    if more or not call.is_one_call or (labelled and not rowwise_kernels.can_scan(operands.t)):
+    if more or not call.is_one_call or (labelled and not can_scan(operands.t)):
         return None
     driver, one = call.quickest(), _UNITS[dtype]
     after = [next(_rowwise_calls(problem, stage, 0, _ONES[FLOAT64], out, None))[0] for stage in later]
