@@ -12,6 +12,7 @@ from nbloss.errors import refuse_labels, shown
 from nbloss.problem import (
     FLOAT32,
     FLOAT64,
+    READ_AS_GIVEN,
     Array,
     Pointwise,
     Reduction,
@@ -53,6 +54,15 @@ def as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
     if array.dtype.kind in "iub":
         return array.astype(dtype)
     return as_floats(name, array, "integer, bool, ")
+
+
+def _as_operand(name: str, value: ArrayLike, x: Array) -> Array:
+    """A target or weight as kernels read it: as it is, or else in the dtype that x is computed in."""
+    array = _as_array(name, value)
+    if array.dtype in READ_AS_GIVEN and not (is_device_view(x) or is_device_view(array)):
+        return array
+    dtype = compute_dtype(x.dtype)
+    return as_real(name, array, dtype).astype(dtype, copy=False)
 
 
 def _as_target(target: ArrayLike, rows: tuple[int, ...]) -> Array:
@@ -110,8 +120,9 @@ def _class_weight(value: ArrayLike | None, classes: int, dtype: np.dtype[Any]) -
 def _broadcast_weight(name: str, value: ArrayLike | None, x: Array) -> Array | None:
     if value is None:
         return None
-    dtype = compute_dtype(x.dtype)
-    weight = as_real(name, value, dtype).astype(dtype, copy=False)
+    weight = _as_operand(name, value, x)
+    if weight.shape != x.shape or not weight.ndim:  # little to convert, for which no other kernel is compiled
+        weight = weight.astype(compute_dtype(x.dtype), copy=False)
     try:
         return np.broadcast_to(weight, x.shape, subok=True)
     except ValueError:
@@ -133,11 +144,11 @@ def pointwise(
 ) -> Pointwise:
     """The problem of a pointwise loss; `argument` is what its first argument is called."""
     values = as_floats(argument, x)
-    wanted = as_real("target", target, compute_dtype(values.dtype))
+    wanted = _as_array("target", target)
+    if wanted.dtype != values.dtype:
+        wanted = _as_operand("target", wanted, values)
     if wanted.shape != values.shape:
         raise ValueError(f"target must have the shape of {argument}, {values.shape}, got {wanted.shape}")
-    if wanted.dtype != values.dtype:
-        wanted = wanted.astype(compute_dtype(values.dtype), copy=False)
     return Pointwise(
         name,
         values,
@@ -192,7 +203,7 @@ def cross_entropy(
     if problem.ignore_index >= 0:
         raise ValueError(f"ignore_index applies to class indices, got {ignore_index} with a target of {wanted.dtype}")
     if problem.probabilities.dtype != logits.dtype:
-        problem.probabilities = problem.probabilities.astype(compute_dtype(logits.dtype), copy=False)
+        problem.probabilities = _as_operand("target", problem.probabilities, logits)
     return problem
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbloss.output import begin_together, empty_like
-from nbloss.problem import LOSS_ONLY, Array, Pointwise, Rowwise, has_weighted_mean
+from nbloss.problem import LOSS_ONLY, Array, Pointwise, Rowwise
 
 Key = tuple[object, ...]
 Given = tuple[Any, ...]
@@ -78,18 +78,22 @@ def replay(
     return plan(x, target, out, factor), out
 
 
+def _with_converted(plan: Callable[..., Any], name: str, dtype: np.dtype[Any], *args: Any, **weights: Array) -> Any:
+    """The plan, with a weight that it does not take as given."""
+    weights[name] = weights[name].astype(dtype)
+    return plan(*args, **weights)
+
+
 def keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwise, given: Given) -> None:
-    """Store `plan` under `key` (None: there is none), unless it depends on a converted copy of an argument or on the
-    sum of the weights.
-    """
+    """Store `plan` under `key` (None: there is none), unless it depends on a converted copy of x or target."""
     x, target, options = given
-    if problem.x is not x or problem.target is not target or has_weighted_mean(problem):
+    if problem.x is not x or problem.target is not target:
         return
     for name in WEIGHTS:
         weight = options.get(name)
         if type(weight) is np.ndarray:
-            if not begin_together(weight, getattr(problem, name)):
-                return
+            if plan is not None and not begin_together(weight, used := getattr(problem, name)):
+                plan = functools.partial(_with_converted, plan, name, used.dtype)
         elif weight == 0:  # 0.0 and -0.0 would share a key
             return
         elif weight is not None and plan is not None:

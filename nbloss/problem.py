@@ -74,6 +74,9 @@ class Rowwise:
 # What kernels are told of a dtype: NumPy's code for what its elements are stored in, uint16 for float16 and int16 for
 # bfloat16, as Numba's CPU target has neither.
 CODES = {"float16": "H", "bfloat16": "h", "float32": "f", "float64": "d"}
+# Targets and weights that the CPU's kernels read beside any input: 16 bits are half precision to them. A device's read
+# what is computed in, and targets of the input's dtype.
+READ_AS_GIVEN = {np.dtype(kind) for kind in (bool, "i1", "u1", "i4", "u4", "i8", "u8", "f4", "f8")}
 WEIGHTED_MEAN = {"mse_loss", "l1_loss"}  # whose mean is divided by the sum of the weights, as torch does
 
 

@@ -27,8 +27,8 @@ KERNELS = {
     "rows of float64": ("rowwise", "ROWS", "dld"),
     "groups": ("rowwise", "GROUPS", "flf"),
     "tiles": ("rowwise", "TILES", "flf"),
-    "binary_cross_entropy": ("pointwise", "KERNELS['binary_cross_entropy']", "ff"),
-    "binary_cross_entropy_with_logits": ("pointwise", "KERNELS['binary_cross_entropy_with_logits']", "ff"),
+    "binary_cross_entropy": ("pointwise", "KERNELS['binary_cross_entropy']", "ffff"),
+    "binary_cross_entropy_with_logits": ("pointwise", "KERNELS['binary_cross_entropy_with_logits']", "ffff"),
 }
 PRINT_ASSEMBLY = """
 import sys

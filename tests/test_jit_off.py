@@ -54,6 +54,17 @@ def test_past_the_caches(rng, monkeypatch, dtype, classes):
         np.testing.assert_array_equal(nbloss.mse_loss.grad(line, t, out=room), near[1])
 
 
+@pytest.mark.parametrize("kind", ["bool", "u1", "i8", "f8"])
+def test_operands_of_other_dtypes(rng, kind):
+    x, (target, weight) = rng.random((5, 9), np.float32), (rng.random((2, 5, 9)) * 1.9).astype(kind)
+    for step in (1, -1):
+        t, w = target[:, ::step], weight[:, ::step]
+        result = nbloss.mse_loss.grad(x, t, weight=w, reduction="none")
+        assert result.dtype == np.float32
+        t, w = t.astype(x.dtype), w.astype(x.dtype)
+        np.testing.assert_array_equal(result, nbloss.mse_loss.grad(x, t, weight=w, reduction="none"))
+
+
 @pytest.mark.parametrize("inner", [300, 301])
 def test_planes_past_the_caches(rng, monkeypatch, inner):
     """Of several tiles to a unit."""

@@ -128,12 +128,50 @@ def test_pointwise(backend, rng, name, dtype, shape):
         check_entry_points(getattr(nbloss, name), expected, (x, target), options, grad_output, x.dtype)
 
 
-@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, "float32", "float64"])
-def test_pointwise_targets_of_other_dtypes(backend, rng, kind):
-    x = rng.standard_normal(50).astype(np.float32)
-    target = (rng.random(50) < 0.5).astype(kind)
-    expected = reference.binary_cross_entropy_with_logits(x, target)
-    close(nbloss.binary_cross_entropy_with_logits(x, target), expected[0], "float32")
+OTHERS = {  # the input's dtype, and some of those that may stand beside it
+    "float16": ["bool", "i8", "f8", "i2"],
+    "float32": ["bool", "i1", "i4", "u4", "i8", "u8", "f8", "u2", "f2", ">i8", ">f8"],
+    "float64": ["u1", "i4", "i8", "f4", "f2"],
+}
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(dtype, kind) for dtype, kinds in OTHERS.items() for kind in kinds])
+@pytest.mark.parametrize("shape", [(9, 30), (few(3001, 47),)])
+def test_targets_and_weights_of_other_dtypes(rng, dtype, kind, shape):
+    """They count as if they had been converted to what is computed in, whatever their layout."""
+    x = rng.normal(0, 3, shape).astype(dtype)
+    computed = np.result_type(dtype, "f4")
+    for order in (1, 2, -1):
+        wide = (2, *shape[:-1], shape[-1] * abs(order))
+        given = (rng.random(wide) * np.reshape([1.9, 5], (2, *[1] * len(shape)))).astype(kind)
+        if np.dtype(kind).kind in "iu":
+            given[1].flat[3 * abs(order)] = np.iinfo(kind).max
+        pairs = [given.astype(computed)[..., ::order], given[..., ::order]]
+        for name, reduction, weights in (
+            ("binary_cross_entropy_with_logits", "mean", ["weight", "pos_weight"]),
+            ("binary_cross_entropy_with_logits", "none", []),
+            ("mse_loss", "mean", ["weight"]),
+            ("mse_loss", "none", ["weight"]),
+        ):
+            loss = getattr(nbloss, name)
+            for _ in range(2):  # afresh, and as planned
+                results = []
+                for target, weight in pairs:
+                    options = {"reduction": reduction, **dict.fromkeys(weights, weight)}
+                    results.append([loss(x, target, **options), *loss.value_and_grad(x, target, **options)])
+                for expected, result in zip(*results):  # those that are converted after all are summed in another order
+                    np.testing.assert_array_max_ulp(result, expected, 2)
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f8"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("shape", "axis"), [((30, 7), 1), ((18, few(300, 70)), 1), ((2, 6000), 1), ((3, 6, 40), 1)])
+def test_class_probabilities_of_other_dtypes(rng, dtype, kind, shape, axis):
+    x, target = rng.normal(0, 3, shape).astype(dtype), rng.random(shape).astype(kind)
+    expected = nbloss.cross_entropy.value_and_grad(x, target.astype(dtype), axis=axis)
+    for _ in range(2):
+        for result, wanted in zip(nbloss.cross_entropy.value_and_grad(x, target, axis=axis), expected):
+            np.testing.assert_array_equal(result, wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -321,14 +359,32 @@ def test_upstream_gradient_of_each_element(rng):
     np.testing.assert_array_equal(huge, np.where(x > t, np.inf, -np.inf))
 
 
+def peak_of(call):
+    """Bytes of memory that a second call takes at once."""
+    call()
+    tracemalloc.start()
+    call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize("name", ["mse_loss", "binary_cross_entropy_with_logits"])
 def test_an_upstream_gradient_is_not_copied(rng, name):
     x, t, upstream = rng.random((3, 1 << 18)).astype(np.float32)
     loss, out = getattr(nbloss, name), np.empty_like(x)
-    loss.grad(x, t, grad_output=upstream, out=out, reduction="none")
-    tracemalloc.start()
-    loss.grad(x, t, grad_output=upstream, out=out, reduction="none")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < x.nbytes // 4
+    assert peak_of(lambda: loss.grad(x, t, grad_output=upstream, out=out, reduction="none")) < x.nbytes // 4
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float64])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_operands_of_other_dtypes_are_not_copied(rng, kind, reduction):
+    x, out = rng.random((2, 1 << 18)).astype(np.float32)
+    t, weight = rng.integers(0, 2, (2, x.size)).astype(kind)
+    loss = nbloss.mse_loss
+    assert peak_of(lambda: loss.grad(x, t, out=out, weight=weight, reduction=reduction)) < x.nbytes // 4
+    if kind is np.float64:
+        x, t, out = (a.reshape(-1, 64) for a in (x, t, out))
+        assert peak_of(lambda: nbloss.cross_entropy.grad(x, t, out=out, reduction=reduction)) < x.nbytes // 4

@@ -243,7 +243,7 @@ def test_a_parallel_kernel_becomes_machine_code_once():
         finished.append(self.name.lower())
         usual(self)
     JITCodeLibrary._finalize_specific = finish
-    KERNELS["mse_loss"].variant(True, "f", "f")
+    KERNELS["mse_loss"].variant(True, "f", "f", "f", "f")
     print(sum("driver" in name for name in finished), sum("gufunc" in name for name in finished))
     """
     assert run(code, NBLOSS_CACHE=0) == "1 0"

@@ -28,9 +28,10 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
     for loss in known if losses is None else losses:
         for dtype in dtypes:
             code = CODES[dtype]
+            computed = "d" if code == "d" else "f"
             wanted: list[tuple[Kernel, tuple[str, ...]]]
             if loss in pointwise_kernels.KERNELS:
-                wanted = [(pointwise_kernels.KERNELS[loss], (code, code))]
+                wanted = [(pointwise_kernels.KERNELS[loss], (code, code, computed, computed))]
             else:
                 kernels = (
                     [rowwise_kernels.PICKS]
@@ -38,7 +39,7 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
                     else [rowwise_kernels.ROWS, rowwise_kernels.GROUPS, rowwise_kernels.TILES]
                 )
                 wanted = [(kernel, (code, labels, code)) for kernel in kernels]
-                wanted.append((SCAN, (labels, "d" if code == "d" else "f")))
+                wanted.append((SCAN, (labels, computed)))
             for kernel, codes in wanted:
                 for parallel in (False,) if kernel is SCAN else (False, True):
                     label = f"{kernel.name} {dtype}{' parallel' if parallel else ''}"

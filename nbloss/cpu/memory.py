@@ -30,8 +30,8 @@ class BFloat(ir.Type):
 
 def storage(a):
     """(LLVM type of an element, bytes of an element) of a Numba array type."""
-    if a.dtype.bitwidth == 16:
-        return ir.IntType(16), 2
+    if isinstance(a.dtype, types.Integer):
+        return ir.IntType(a.dtype.bitwidth), a.dtype.bitwidth // 8
     return FLOAT[a.dtype.bitwidth], a.dtype.bitwidth // 8
 
 
@@ -50,13 +50,18 @@ def _const(vt, value):
 
 
 def decode(builder, dtype, raw, vt):
+    """What is stored, in the type that is computed with; other integers than those of 16 bits are numbers."""
     if dtype == types.uint16:  # float16
         half = builder.bitcast(raw, ir.VectorType(ir.HalfType(), vt.count))
         return builder.fpext(half, vt)
     if dtype == types.int16:  # bfloat16: the upper half of a float32
         it = _wide_bits(vt)
         return builder.bitcast(builder.shl(builder.zext(raw, it), _const(it, 16)), vt)
-    return raw
+    if isinstance(dtype, types.Integer):
+        return builder.sitofp(raw, vt) if dtype.signed else builder.uitofp(raw, vt)
+    if dtype.bitwidth > 32 and vt.element == FLOAT[32]:
+        return builder.fptrunc(raw, vt)
+    return raw if vt.element == FLOAT[dtype.bitwidth] else builder.fpext(raw, vt)
 
 
 def encode(builder, dtype, value):
@@ -81,7 +86,7 @@ def encode(builder, dtype, value):
 
 def load(a, i, like):
     """A vector of like's type from the unit-stride array `a` at i; any alignment."""
-    return decoded(np.asarray(a[i : i + lanes(like)]))
+    return decoded(np.asarray(a[i : i + lanes(like)])).astype(type(like))
 
 
 @compiled_raw(load, lambda a, i, like: Vec(like))

@@ -64,7 +64,8 @@ def _first_lanes(context, builder, lanes, count):
 
 def _masked(builder, kind, stored, args, ret):
     """llvm.masked.load / llvm.masked.store of any alignment."""
-    suffix = f"v{stored.count}" + {"float": "f32", "double": "f64", "i16": "i16"}[str(stored.element)]
+    element = str(stored.element)
+    suffix = f"v{stored.count}" + {"float": "f32", "double": "f64"}.get(element, element)
     if LLVM_BEFORE_22:  # where the alignment is an argument, before the mask
         args = [*args[:-1], ir.Constant(ir.IntType(32), 1), args[-1]]
     if kind == "load":
@@ -96,7 +97,7 @@ def either(builder, condition, value, other):
 def load_some(context, builder, pointer, stored, count):
     """The first `count` lanes from there, 0 to all, and anything in the others; nothing else is read."""
     size = stored.count
-    if HAS_AVX512 or (HAS_AVX and str(stored.element) != "i16"):
+    if HAS_AVX512 or (HAS_AVX and str(stored.element) not in ("i8", "i16")):
         return _masked(builder, "load", stored, [pointer, _first_lanes(context, builder, size, count)], stored)
     # No mask is there for them, and LLVM takes lane by lane: here 16, 8, 4, … of them are read.
     element = builder.bitcast(pointer, stored.element.as_pointer())

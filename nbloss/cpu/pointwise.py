@@ -228,11 +228,10 @@ def _driver(formula):
     return driver
 
 
-def _signature(x, t):
+def _signature(x, t, weight, pos_weight):
     compute = compute_type(x)
-    vector = array_type(compute.name, 2)
     written = array_type(x, 2, writable=True), array_type(compute.name, 2, writable=True)
-    arrays = (array_type(x, 2), array_type(t, 2), vector, vector, vector, *written)
+    arrays = (*(array_type(dtype, 2) for dtype in (x, t, weight, pos_weight, compute.name)), *written)
     return (*[types.intp] * 4, LAYOUT, types.intp, compute, *map(Address, arrays))
 
 
@@ -245,8 +244,9 @@ def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
 
     A call takes the operands and gives (sum of weighted losses, inputs outside the domain).
     """
-    x, t, weight, *_ = views
+    x, *_ = views
     outer, inner = x.shape
-    constants = (layout_of(views), want, like_of(weight.dtype.char))
+    constants = (layout_of(views), want, like_of(x.dtype.char))
     units = outer * -(-inner // SEGMENT)
-    return Launch(KERNELS[name], (x.dtype.char, t.dtype.char), constants, units, min(inner, SEGMENT))
+    dtypes = tuple(view.dtype.char for view in views[:4])
+    return Launch(KERNELS[name], dtypes, constants, units, min(inner, SEGMENT))

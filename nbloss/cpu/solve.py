@@ -59,9 +59,11 @@ def plan(problem: Pointwise | Rowwise, value: bool, form: int, out: Array | None
 
 
 def _stored(array: Array) -> Array:
-    """The array as kernels see it: half precision as 16-bit integers."""
-    if array.itemsize > 2:
+    """The array as kernels see it: half precision as 16-bit integers, bool as bytes."""
+    if array.itemsize > 2 or array.dtype.kind in "iu":
         return array
+    if array.itemsize == 1:
+        return array.view(np.uint8)
     return array.view(np.uint16 if array.dtype == np.float16 else np.int16)
 
 
@@ -125,15 +127,16 @@ def _run_pointwise(problem: Pointwise, want: int, scale: Array, out: Array | Non
 
 
 def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan | None:
-    shape, dtype, count, check = problem.x.shape, compute_dtype(problem.x.dtype), _count(problem), problem.check
-    unreduced = value and problem.reduction == "none"
-    unit = np.array(divided(1.0, count), dtype)
+    shape, dtype, known, check = problem.x.shape, compute_dtype(problem.x.dtype), _count(problem), problem.check
+    unreduced, weighted = value and problem.reduction == "none", has_weighted_mean(problem)
+    unit = np.array(divided(1.0, known), dtype)
     loss = np.empty(shape, dtype) if unreduced else None
     (call, operands), *more = islice(_pointwise_calls(problem, wanted(value, out), unit, out, loss), 2)
     if more or not call.is_one_call:
         return None
     driver, ones, one = call.quickest(), _ONES[dtype], _UNITS[dtype]
     no_out, no_loss = operands[5] if out is None else ones, operands[6] if loss is None else ones
+    size = problem.x.size
 
     def run(
         x: Array,
@@ -143,7 +146,8 @@ def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan 
         weight: Array = ones,
         pos_weight: Array = ones,
     ) -> Any:
-        scale = unit if factor == 1.0 else _rounded(divided(factor, count), dtype)
+        count = _total_weight(weight, size) if weighted else known
+        scale = unit if factor == 1.0 and not weighted else _rounded(divided(factor, count), dtype)
         loss = np.empty(shape, dtype) if unreduced else no_loss
         gradient = no_out if out is None else out
         total, faults = driver(x, target, weight, pos_weight, scale, gradient, loss)
@@ -165,8 +169,8 @@ def _pointwise_calls(
     arrays = [
         x,
         _stored(problem.target),
-        ones if problem.weight is None else problem.weight,
-        ones if problem.pos_weight is None else problem.pos_weight,
+        ones if problem.weight is None else _stored(problem.weight),
+        ones if problem.pos_weight is None else _stored(problem.pos_weight),
         layout.same(scale, x.shape) if scale.ndim == 0 else scale,
         *(_stored(a) for a in (out, loss) if a is not None),
     ]
@@ -175,7 +179,7 @@ def _pointwise_calls(
     for piece in layout.pointwise_pieces(arrays):
         outer = len(piece[0])
         gradient = np.empty((outer, 0), x.dtype) if out is None else piece[5]
-        losses = np.empty((outer, 0), piece[2].dtype) if loss is None else piece[-1]
+        losses = np.empty((outer, 0), ones.dtype) if loss is None else piece[-1]
         operands = (*piece[:5], gradient, losses)
         call = call or pointwise_kernels.prepare(problem.name, operands, how)
         yield call, operands
@@ -184,10 +188,14 @@ def _pointwise_calls(
 def _count(problem: Pointwise) -> float:
     """What the sum is divided by."""
     if has_weighted_mean(problem) and problem.weight is not None:
-        weight = problem.weight
-        own = weight[tuple(slice(None if step else 1) for step in weight.strides)]  # what broadcasting repeats, once
-        return float(np.sum(own, dtype=np.float64)) * (weight.size // max(own.size, 1))
+        return _total_weight(problem.weight, problem.x.size)
     return float(problem.x.size) if problem.reduction == "mean" else 1.0
+
+
+def _total_weight(weight: Array, size: int) -> float:
+    """The sum of weights that are broadcast to so many."""
+    own = weight[tuple(slice(None if step else 1) for step in weight.strides)]  # what broadcasting repeats, once
+    return float(np.add.reduce(own, axis=None, dtype=np.float64)) * (size // max(own.size, 1))
 
 
 # --- row-wise -------------------------------------------------------------------------------------------------

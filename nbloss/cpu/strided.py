@@ -14,7 +14,7 @@ from nbloss.half import decoded, encoded
 
 def gather(a, i, count, like):
     """a[i], a[i + 1], …, of any stride; lanes from `count` on repeat the last one read."""
-    return decoded(np.asarray(a[np.minimum(np.arange(i, i + lanes(like)), i + count - 1)]))
+    return decoded(np.asarray(a[np.minimum(np.arange(i, i + lanes(like)), i + count - 1)])).astype(type(like))
 
 
 @compiled_raw(gather, lambda a, i, count, like: Vec(like))

@@ -22,9 +22,11 @@ def through_device(
     """Solve a problem of host arrays: copied in, and results copied out."""
     home = Home(device.memory().current_device(), problem.stream)
     home.check_dtype("the input", problem.x.dtype)  # where another array is bfloat16, so is this, or that was converted
-    copies: dict[str, Any] = {
-        n: home.upload(a) for n in ("x", *problem.arrays) if (a := getattr(problem, n)) is not None
-    }
+    copies: dict[str, Any] = {"x": home.upload(problem.x)}
+    for name in problem.arrays:
+        if (array := getattr(problem, name)) is not None:
+            converted = name != "labels" and array.dtype != problem.x.dtype
+            copies[name] = home.upload(array.astype(compute_dtype(problem.x.dtype)) if converted else array)
     moved = dataclasses.replace(problem, **copies)
     written: View = None
     if out is not None:
