@@ -19,7 +19,7 @@ from nbloss.cpu.simd import (
     borrowed,
     broadcast,
     first,
-    gather,
+    load_one,
     inline,
     is_mapped,
     joined,
@@ -94,8 +94,8 @@ def _driver(formula):
         """Whole vectors that lie side by side: (sum of losses, faults), by lanes. `kept` losses are stored."""
         x, t, weight, pos_weight, upstream, gradient, loss = arrays
         step = lanes(like)
-        same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
-        same_u = gather(upstream, 0, 1, like)
+        same_w, same_p = load_one(weight, 0, like), load_one(pos_weight, 0, like)
+        same_u = load_one(upstream, 0, like)
         value_sum = broadcast(0.0, np.float64(0.0))
         faults = late = broadcast(0.0, like)
         for j in range(start, stop, step):
@@ -132,7 +132,7 @@ def _driver(formula):
         """
         x, t, weight, pos_weight, _, _, _ = arrays
         step = lanes(like)
-        same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
+        same_w, same_p = load_one(weight, 0, like), load_one(pos_weight, 0, like)
         value_sum = broadcast(0.0, np.float64(0.0))
         faults = behind = ahead_x = ahead_t = broadcast(0.0, like)
         if start < stop:
@@ -154,8 +154,8 @@ def _driver(formula):
         """Elements of one line: (sum of losses, faults)."""
         x, t, weight, pos_weight, upstream, gradient, loss = arrays
         step = lanes(like)
-        same_w, same_p = gather(weight, 0, 1, like), gather(pos_weight, 0, 1, like)
-        same_u = gather(upstream, 0, 1, like)
+        same_w, same_p = load_one(weight, 0, like), load_one(pos_weight, 0, like)
+        same_u = load_one(upstream, 0, like)
         # Whole vectors side by side in memory first, then what is left before and behind, and arrays of any stride: the
         # same text twice, because masks and strided access in the first loop would make it 3 times slower.
         head = whole = start
