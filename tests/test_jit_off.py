@@ -65,6 +65,20 @@ def test_operands_of_other_dtypes(rng, kind):
         np.testing.assert_array_equal(result, nbloss.mse_loss.grad(x, t, weight=w, reduction="none"))
 
 
+@pytest.mark.parametrize("columns", [2, 40])
+def test_weights_of_short_lines(rng, columns):
+    shape = (200, columns)
+    x, target = rng.standard_normal((2, *shape))
+    column, row, full = rng.random(columns), rng.random((200, 1)), rng.random(shape).copy(order="F")
+    for weight, pos_weight in ((column, row), (row, full), (full, column)):
+        options = {"weight": weight, "pos_weight": pos_weight}
+        expected = reference.binary_cross_entropy_with_logits(x, target, **options)
+        for result, wanted in zip(
+            nbloss.binary_cross_entropy_with_logits.value_and_grad(x, target, **options), expected
+        ):
+            close(result, wanted)
+
+
 @pytest.mark.parametrize("inner", [300, 301])
 def test_planes_past_the_caches(rng, monkeypatch, inner):
     """Of several tiles to a unit."""

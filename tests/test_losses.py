@@ -128,6 +128,24 @@ def test_pointwise(backend, rng, name, dtype, shape):
         check_entry_points(getattr(nbloss, name), expected, (x, target), options, grad_output, x.dtype)
 
 
+@pytest.mark.parametrize(
+    "shape", [(few(3000, 60), 2), (few(700, 40), 3), (401, few(10, 5)), (5, few(1000, 7)), (2, 6, 21)]
+)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_weights_of_short_lines(backend, rng, dtype, shape):
+    """A weight a column, a row, or of a layout of its own, beside arrays of which several lines are one."""
+    x, target = rng.normal(0, 3, shape).astype(dtype), rng.random(shape).astype(dtype)
+    column, row = rng.uniform(0.2, 2, shape[-1]), rng.uniform(0.2, 2, (*shape[:-1], 1))
+    full = np.asfortranarray(rng.uniform(0.2, 2, shape).astype(np.result_type(dtype, "f4")))
+    for weight, pos_weight in ((column, row), (row, column), (full, column), (row[:1], 2.0), (column, full)):
+        for reduction in ("mean", "none"):
+            grad_output = np.asfortranarray(rng.standard_normal(shape)) if reduction == "none" else 2.5
+            options = {"reduction": reduction, "weight": weight, "pos_weight": pos_weight}
+            loss, arguments = nbloss.binary_cross_entropy_with_logits, (x, target)
+            expected = reference.binary_cross_entropy_with_logits(*arguments, grad_output=grad_output, **options)
+            check_entry_points(loss, expected, arguments, options, grad_output, x.dtype)
+
+
 OTHERS = {  # the input's dtype, and some of those that may stand beside it
     "float16": ["bool", "i8", "f8", "i2"],
     "float32": ["bool", "i1", "i4", "u4", "i8", "u8", "f8", "u2", "f2", ">i8", ">f8"],

@@ -4,7 +4,7 @@ solve       a problem to kernel calls, and the plans that are kept of them
 launch      blocks, threads, the ordered sum
 compile     kernels on demand, and their cache; parts: by which of Numba's passes; ahead: what `warmup` compiles;
             operands: how arrays reach a kernel
-pointwise   the kernel of pointwise losses
+pointwise   the kernel of pointwise losses; lines: its units of work
 rowwise     the loop of row-wise kernels over units of work, and how work is cut. A unit is one of
             rows (vectors along a row; unwritten: what they keep of it until it is written; results: what they write),
             groups (vectors along rows, as many rows at once as a vector has lanes), tiles (vectors across rows;

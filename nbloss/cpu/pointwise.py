@@ -5,10 +5,10 @@ from numba import prange
 from numba.core import types
 
 from nbloss import formulas
-from nbloss.cpu import simd, vecmath
+from nbloss.cpu import lines, simd, vecmath
 from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of
+from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
 from nbloss.cpu.simd import (
     HAS_AVX512,
     NONTEMPORAL,
@@ -19,12 +19,12 @@ from nbloss.cpu.simd import (
     borrowed,
     broadcast,
     first,
-    load_one,
     inline,
     is_mapped,
     joined,
     lanes,
     load,
+    load_one,
     prefetch_far,
     put,
     read,
@@ -33,6 +33,7 @@ from nbloss.cpu.simd import (
     stream,
     sums_of_pairs,
     total,
+    unallocated,
     where,
     write,
 )
@@ -55,7 +56,7 @@ PRIMITIVES = {
     "maximum": simd.maximum,
     "where": simd.where,
 }
-SEGMENT = 4096  # elements a unit of work
+NUMBERS = (0,) * 3  # as many as follow the layout of the operands
 AHEAD = 16  # beside WANT_VALUE, WANT_GRADIENT, NONTEMPORAL and UNLESS_NEW: `sums` fetches, as `vectors` always does
 # How many elements ahead. From 64 MB on, memory needs it: 2^24 losses of BCE take 0.48 of the time and gradients 0.7,
 # losses of MSE 0.65 and gradients 0.8.
@@ -86,7 +87,7 @@ def _operand(a, same, j, count, like):
     return same if a.strides[0] == 0 else read(a, j, count, 0.5, like)
 
 
-def _driver(formula):
+def _driver(formula, memory_for, lines_of):
     loss_and_gradient = inline(formulas.bind(formula, **PRIMITIVES))
 
     @inline
@@ -198,30 +199,28 @@ def _driver(formula):
         return total(value_sum), np.float64(total(faults))
 
     # x, t, weight, pos_weight, upstream, gradient, loss: (outer, inner), upstream being the factor of the gradient
-    def driver(
-        units, step, first_block, stop_block, layout, want, like, x, t, weight, pos_weight, upstream, gradient, loss
-    ):
-        x, t, weight, pos_weight, upstream, gradient, loss = arrays_at(
-            (x, t, weight, pos_weight, upstream, gradient, loss), layout
-        )
+    def driver(units, step, first_block, stop_block, layout, like, x, t, weight, pos_weight, upstream, gradient, loss):
+        addresses = (x, t, weight, pos_weight, upstream, gradient, loss)
+        x, t, weight, pos_weight, upstream, gradient, loss = arrays_at(addresses, layout)
+        want, per_unit, room = numbers_at(addresses, layout, NUMBERS)
         if want & UNLESS_NEW and is_mapped(gradient):
             want = want & ~NONTEMPORAL
         part = allocated(2 * (stop_block - first_block))
-        per_row = (x.shape[1] + SEGMENT - 1) // SEGMENT
         for block in prange(first_block, stop_block):
             xs, ts, ws, ps = borrowed(x), borrowed(t), borrowed(weight), borrowed(pos_weight)
             us, gs, ls = borrowed(upstream), borrowed(gradient), borrowed(loss)
+            memory = memory_for(room)
             value_sum = 0.0
             faults = 0.0
+            arrays = xs, ts, ws, ps, us, gs, ls
             for unit in range(block * step, min(units, block * step + step)):
-                i = unit // per_row
-                start = (unit - i * per_row) * SEGMENT
-                stop = min(x.shape[1], start + SEGMENT)
-                v, f = segment((xs[i], ts[i], ws[i], ps[i], us[i], gs[i], ls[i]), want, start, stop, like)
+                line, start, stop = lines_of(arrays, unit, per_unit, unit == block * step, memory, like)
+                v, f = segment(line, want, start, stop, like)
                 value_sum += v
                 faults += f
             part[2 * (block - first_block)] = value_sum
-            part[2 * (block - first_block) + 1] = faults
+            # Numba frees an array after its last use, and does not see those of `several`: this is one.
+            part[2 * (block - first_block) + 1] = faults + 0 * memory.size
         value_sum, faults = sums_of_pairs(part)
         return float(value_sum), float(faults)  # no NumPy scalars where this runs as Python
 
@@ -232,11 +231,21 @@ def _signature(x, t, weight, pos_weight):
     compute = compute_type(x)
     written = array_type(x, 2, writable=True), array_type(compute.name, 2, writable=True)
     arrays = (*(array_type(dtype, 2) for dtype in (x, t, weight, pos_weight, compute.name)), *written)
-    return (*[types.intp] * 4, LAYOUT, types.intp, compute, *map(Address, arrays))
+    return (*[types.intp] * 4, LAYOUT, compute, *map(Address, arrays))
 
 
-# By all passes, loops of BCE with logits are 1.05 times as fast.
-KERNELS = {name: Kernel(name, _driver(f), _signature, few_passes=False) for name, f in formulas.POINTWISE.items()}
+def _kernels(kind, *lines):
+    # By all passes, loops of BCE with logits are 1.05 times as fast.
+    return {
+        name: Kernel(f"{name}{kind}", _driver(formula, *lines), _signature, few_passes=False)
+        for name, formula in formulas.POINTWISE.items()
+    }
+
+
+# Two of each: where a block has memory of its own, gradients of BCE take 1.08 times as long, by LLVM's choice of
+# registers.
+KERNELS = _kernels("", unallocated, lines.piece)
+SHORT = _kernels(" of short lines", allocated, lines.several)
 
 
 def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
@@ -244,9 +253,13 @@ def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
 
     A call takes the operands and gives (sum of weighted losses, inputs outside the domain).
     """
-    x, *_ = views
+    x, upstream = views[0], views[4]
     outer, inner = x.shape
-    constants = (layout_of(views), want, like_of(x.dtype.char))
-    units = outer * -(-inner // SEGMENT)
     dtypes = tuple(view.dtype.char for view in views[:4])
-    return Launch(KERNELS[name], dtypes, constants, units, min(inner, SEGMENT))
+    rows, per_line, like = lines.lines_to_a_unit(views), -(-inner // lines.SEGMENT), like_of(x.dtype.char)
+    if rows > 1:
+        room = 3 * ((lines.SPAN + lines.BEYOND) * upstream.itemsize // 8)
+        constants = (layout_of(views, want, rows, room), like)
+        return Launch(SHORT[name], dtypes, constants, -(-outer // rows), rows * inner)
+    constants = (layout_of(views, want, per_line, 0), like)
+    return Launch(KERNELS[name], dtypes, constants, outer * per_line, min(inner, lines.SEGMENT))

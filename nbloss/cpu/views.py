@@ -28,6 +28,18 @@ def _(context, builder, sig, args):
     return array._getvalue()
 
 
+def unallocated(count):
+    """In place of `allocated` where no room is needed."""
+    return np.empty(0)
+
+
+@compiled_raw(unallocated, lambda count: types.Array(types.float64, 1, "C"))
+def _(context, builder, sig, args):
+    zero, item = (ir.Constant(ir.IntType(64), n) for n in (0, 8))
+    nowhere = ir.Constant(ir.DoubleType().as_pointer(), None)
+    return view(context, builder, sig.return_type, nowhere, [zero], [item])
+
+
 @inline
 def sums_of_pairs(values):
     """(sum of every second element, sum of the others), in order."""
@@ -76,6 +88,31 @@ def _(context, builder, sig, args):
     return view(context, builder, sig.return_type, data, [builder.extract_value(array.shape, 1)], [item])
 
 
+def line_at(a, i, count):
+    """a[i] and what follows it, `count` elements, but of an array without any; borrowed."""
+    return np.lib.stride_tricks.as_strided(a[i], (count if a.shape[1] else 0,), a.strides[1:])
+
+
+def _line_type(a):
+    return types.Array(a.dtype, 1, "A", readonly=not a.mutable)
+
+
+@compiled_raw(line_at, lambda a, i, count: _line_type(a))
+def _(context, builder, sig, args):
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    outer, inner = cgutils.unpack_tuple(builder, array.strides)
+    i, count = (context.cast(builder, args[n], sig.args[n], types.intp) for n in (1, 2))
+    data = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [builder.mul(i, outer)])
+    length, none = builder.extract_value(array.shape, 1), ir.Constant(count.type, 0)
+    count = builder.select(builder.icmp_signed("==", length, none), none, count)
+    return view(context, builder, sig.return_type, data, [count], [inner])
+
+
+def lent_line(a, values, at, count):
+    """As `lent_to`, but of the type that `line_at` gives of an array."""
+    return lent_to(a, values, at, count)
+
+
 def lent_to(like, values, at, count):
     """The place of values[at:] as `count` elements of like's type (a scalar's or an array's)."""
     return values[at:].view(like.dtype)[:count]
@@ -103,6 +140,7 @@ def _line_of(like, *more):
     return types.Array(like.dtype if isinstance(like, types.Array) else like, 1, "C")
 
 
+@compiled_raw(lent_line, lambda a, values, at, count: _line_type(a))
 @compiled_raw(lent_to, _line_of)
 def _(context, builder, sig, args):
     data = pointer_to(context, builder, sig.args[1], args[1], args[2], sig.args[2], ir.IntType(8))
