@@ -30,6 +30,9 @@ def calls(rng, dtype):
     weighted = partial(nbloss.cross_entropy.value_and_grad, weight=rng.random(3))
     for shape in ((40_000, 3), (3, 3, 20_000)):  # labels are scanned in several pieces
         yield f"weights {shape}", weighted, rng.random(shape).astype(dtype), rng.integers(0, 3, np.delete(shape, 1))
+    weights = {"weight": rng.random(3), "pos_weight": rng.random((40_000, 1))}
+    short = partial(nbloss.binary_cross_entropy_with_logits.value_and_grad, **weights)
+    yield "weights of short lines", short, *rng.standard_normal((2, 40_000, 3)).astype(dtype)
     for size in (70_001, 8192 + 17):  # of the last segment, whole vectors may be all or none
         x, t = rng.random(size).astype(dtype), rng.random(size).astype(dtype)
         for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
@@ -105,6 +108,19 @@ def test_new_memory(rng):
     for loss, arguments in ((nbloss.cross_entropy, (x, labels)), (nbloss.mse_loss, (line, t))):
         new = loss.grad(*arguments)
         assert new.tobytes() == loss.grad(*arguments, out=used.reshape(new.shape)).tobytes()
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 16, 300, 1024])
+def test_weights_of_short_lines(rng, columns):
+    """An element's bits are those that it has among elements with a weight each."""
+    x, t = rng.standard_normal((2, 40_000 // columns, columns)).astype(np.float32)
+    column, row = rng.random(columns, np.float32), rng.random((len(x), 1), np.float32)
+    every, own = np.zeros_like(x), np.asfortranarray(rng.random(x.shape, np.float32))
+    loss = nbloss.binary_cross_entropy_with_logits
+    for weight, pos_weight in ((column, row), (row, column), (own, column)):
+        few = loss.value_and_grad(x, t, weight=weight, pos_weight=pos_weight, reduction="none")
+        each = loss.value_and_grad(x, t, weight=weight + every, pos_weight=pos_weight + every, reduction="none")
+        assert bits(few) == bits(each)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
