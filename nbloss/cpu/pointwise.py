@@ -234,10 +234,10 @@ def _signature(x, t, weight, pos_weight):
     return (*[types.intp] * 4, LAYOUT, compute, *map(Address, arrays))
 
 
-def _kernels(kind, *lines):
+def _kernels(kind, *parts):
     # By all passes, loops of BCE with logits are 1.05 times as fast.
     return {
-        name: Kernel(f"{name}{kind}", _driver(formula, *lines), _signature, few_passes=False)
+        name: Kernel(f"{name}{kind}", _driver(formula, *parts), _signature, few_passes=False)
         for name, formula in formulas.POINTWISE.items()
     }
 
