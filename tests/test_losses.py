@@ -147,14 +147,14 @@ def test_weights_of_short_lines(backend, rng, dtype, shape):
 
 
 OTHERS = {  # the input's dtype, and some of those that may stand beside it
-    "float16": ["bool", "i8", "f8", "i2"],
-    "float32": ["bool", "i1", "i4", "u4", "i8", "u8", "f8", "u2", "f2", ">i8", ">f8"],
-    "float64": ["u1", "i4", "i8", "f4", "f2"],
+    "float16": ["bool", "f8"],
+    "float32": ["bool", "i1", "u4", "i8", "u8", "f8", "u2", "f2", ">i8"],
+    "float64": ["u1", "i4", "f4"],
 }
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [(dtype, kind) for dtype, kinds in OTHERS.items() for kind in kinds])
-@pytest.mark.parametrize("shape", [(9, 30), (few(3001, 47),)])
+@pytest.mark.parametrize("shape", [(few(9, 3), 30), (few(3001, 47),)])
 def test_targets_and_weights_of_other_dtypes(rng, dtype, kind, shape):
     """They count as if they had been converted to what is computed in, whatever their layout."""
     x = rng.normal(0, 3, shape).astype(dtype)
@@ -181,14 +181,15 @@ def test_targets_and_weights_of_other_dtypes(rng, dtype, kind, shape):
                     np.testing.assert_array_max_ulp(result, expected, 2)
 
 
-@pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f8"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("shape", "axis"), [((30, 7), 1), ((18, few(300, 70)), 1), ((2, 6000), 1), ((3, 6, 40), 1)])
-def test_class_probabilities_of_other_dtypes(rng, dtype, kind, shape, axis):
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("float32", "f2"), ("float32", "f8"), ("float32", ">f8"), ("float64", "f4")]
+)
+@pytest.mark.parametrize("shape", [(30, 7), (18, few(300, 70)), (2, few(6000, 700)), (3, 6, 40)])
+def test_class_probabilities_of_other_dtypes(rng, dtype, kind, shape):
     x, target = rng.normal(0, 3, shape).astype(dtype), rng.random(shape).astype(kind)
-    expected = nbloss.cross_entropy.value_and_grad(x, target.astype(dtype), axis=axis)
+    expected = nbloss.cross_entropy.value_and_grad(x, target.astype(dtype))
     for _ in range(2):
-        for result, wanted in zip(nbloss.cross_entropy.value_and_grad(x, target, axis=axis), expected):
+        for result, wanted in zip(nbloss.cross_entropy.value_and_grad(x, target), expected):
             np.testing.assert_array_equal(result, wanted)
 
 
