@@ -87,7 +87,7 @@ def _operand(a, same, j, count, like):
     return same if a.strides[0] == 0 else read(a, j, count, 0.5, like)
 
 
-def _driver(formula, memory_for, lines_of):
+def _driver(formula, memory_for, unit_of):
     loss_and_gradient = inline(formulas.bind(formula, **PRIMITIVES))
 
     @inline
@@ -214,7 +214,7 @@ def _driver(formula, memory_for, lines_of):
             faults = 0.0
             arrays = xs, ts, ws, ps, us, gs, ls
             for unit in range(block * step, min(units, block * step + step)):
-                line, start, stop = lines_of(arrays, unit, per_unit, unit == block * step, memory, like)
+                line, start, stop = unit_of(arrays, unit, per_unit, unit == block * step, memory, like)
                 v, f = segment(line, want, start, stop, like)
                 value_sum += v
                 faults += f

@@ -127,16 +127,16 @@ def _run_pointwise(problem: Pointwise, want: int, scale: Array, out: Array | Non
 
 
 def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan | None:
-    shape, dtype, known, check = problem.x.shape, compute_dtype(problem.x.dtype), _count(problem), problem.check
-    unreduced, weighted = value and problem.reduction == "none", has_weighted_mean(problem)
-    unit = np.array(divided(1.0, known), dtype)
+    shape, size, dtype, check = problem.x.shape, problem.x.size, compute_dtype(problem.x.dtype), problem.check
+    unreduced = value and problem.reduction == "none"
+    known = None if has_weighted_mean(problem) else _count(problem)
+    unit = np.array(1.0 if known is None else divided(1.0, known), dtype)
     loss = np.empty(shape, dtype) if unreduced else None
     (call, operands), *more = islice(_pointwise_calls(problem, wanted(value, out), unit, out, loss), 2)
     if more or not call.is_one_call:
         return None
     driver, ones, one = call.quickest(), _ONES[dtype], _UNITS[dtype]
     no_out, no_loss = operands[5] if out is None else ones, operands[6] if loss is None else ones
-    size = problem.x.size
 
     def run(
         x: Array,
@@ -146,8 +146,8 @@ def _pointwise_plan(problem: Pointwise, value: bool, out: Array | None) -> Plan 
         weight: Array = ones,
         pos_weight: Array = ones,
     ) -> Any:
-        count = _total_weight(weight, size) if weighted else known
-        scale = unit if factor == 1.0 and not weighted else _rounded(divided(factor, count), dtype)
+        count = _total_weight(weight, size) if known is None else known
+        scale = unit if factor == 1.0 and known is not None else _rounded(divided(factor, count), dtype)
         loss = np.empty(shape, dtype) if unreduced else no_loss
         gradient = no_out if out is None else out
         total, faults = driver(x, target, weight, pos_weight, scale, gradient, loss)

@@ -25,8 +25,9 @@ def through_device(
     copies: dict[str, Any] = {"x": home.upload(problem.x)}
     for name in problem.arrays:
         if (array := getattr(problem, name)) is not None:
-            converted = name != "labels" and array.dtype != problem.x.dtype
-            copies[name] = home.upload(array.astype(compute_dtype(problem.x.dtype)) if converted else array)
+            if name != "labels" and array.dtype != problem.x.dtype:
+                array = array.astype(compute_dtype(problem.x.dtype), copy=False)
+            copies[name] = home.upload(array)
     moved = dataclasses.replace(problem, **copies)
     written: View = None
     if out is not None:
