@@ -145,6 +145,14 @@ def test_weights_of_short_lines(backend, rng, dtype, shape):
             check_entry_points(loss, expected, arguments, options, grad_output, x.dtype)
 
 
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, "float32", "float64"])
+def test_pointwise_targets_of_other_dtypes(backend, rng, kind):
+    x = rng.standard_normal(50).astype(np.float32)
+    target = (rng.random(50) < 0.5).astype(kind)
+    expected = reference.binary_cross_entropy_with_logits(x, target)
+    close(nbloss.binary_cross_entropy_with_logits(x, target), expected[0], "float32")
+
+
 OTHERS = {  # the input's dtype, and some of those that may stand beside it
     "float16": ["bool", "f8"],
     "float32": ["bool", "i1", "u4", "i8", "u8", "f8", "u2", "f2", ">i8"],
