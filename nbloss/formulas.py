@@ -21,7 +21,6 @@ from numpy import abs as absolute
 from numpy import exp, log1p, maximum, where
 from numpy import log as log_unit  # for arguments in [0, 1]; at 0 anything below LOG_FLOOR will do
 from numpy import log1p as log1p_unit  # for arguments in [0, 1], where a backend may have a shorter one
-from numpy import reciprocal as inverse_unit  # for arguments in [1, 2], likewise
 
 ZERO, ONE, TWO, NAN = 0.0, 1.0, 2.0, float("nan")
 LOG_FLOOR = -100.0  # torch clamps each logarithm of binary_cross_entropy here
@@ -41,6 +40,11 @@ def log_complement(x):
 def fma(a, b, c):
     """a b + c, rounded once where a backend can."""
     return a * b + c
+
+
+def over_unit(a, b):
+    """a / b for b in [1, 2], where a backend may have something shorter."""
+    return a / b
 
 
 def two_sum(a, b):
@@ -83,17 +87,14 @@ def binary_cross_entropy_with_logits(x, t, pos_weight):
 
     With z = exp(-|x|): softplus(-x) = max(-x, 0) + log1p(z), and the linear parts gather to (1 - t) x for x > 0
     and -pos_weight t x for x < 0, which cancel nothing. The gradient (1 - t) s(x) - pos_weight t s(-x), with
-    s the logistic function, keeps the small one of s(x) and s(-x) = 1 - s(x) to full precision.
+    s the logistic function, has the larger one of s(x) and s(-x) = 1 - s(x) as 1 / (1 + z), the other as z / (1 + z).
     """
     z = exp(-absolute(x))
     negative, positive = ONE - t, pos_weight * t
     slope = where(x > ZERO, negative, -positive)
     linear = where(slope == ZERO, ZERO, slope * x)
     value = fma(negative + positive, log1p_unit(z), linear)
-    large = inverse_unit(ONE + z)
-    small = z * large
-    rising = x >= ZERO
-    gradient = fma(negative, where(rising, large, small), -positive * where(rising, small, large))
+    gradient = over_unit(where(x >= ZERO, fma(-positive, z, negative), fma(negative, z, -positive)), ONE + z)
     return value, gradient, x < x  # every input is in the domain
 
 

@@ -23,11 +23,11 @@ HAS_AVX, HAS_AVX512 = processor_has("avx"), processor_has("avx512f")
 
 
 class Vec(types.Type):
-    """A vector of float32 or float64 lanes."""
+    """A vector of float32 or float64 lanes; of two `registers`, it is a pair (see lanes.py)."""
 
-    def __init__(self, dtype):
+    def __init__(self, dtype, registers=1):
         self.dtype = dtype
-        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
+        self.lanes = registers * VECTOR_BYTES * 8 // dtype.bitwidth
         super().__init__(name=f"Vec({dtype} x {self.lanes})")
 
 
@@ -81,6 +81,17 @@ def shuffled(builder, places, x, y=None):
     """The lanes at these places of x and y, one after the other."""
     y = ir.Constant(x.type, ir.Undefined) if y is None else y
     return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places)))
+
+
+def registers(builder, x):
+    """The vectors of which x is one or a pair: LLVM splits its own operations, but no instruction of one machine."""
+    n = VECTOR_BYTES // (4 if x.type.element in (FLOAT[32], ir.IntType(32)) else 8)
+    return [shuffled(builder, range(k, k + n), x) for k in range(0, x.type.count, n)]
+
+
+def of_registers(builder, parts):
+    """The vector, or the pair, of which these are the registers."""
+    return parts[0] if len(parts) == 1 else shuffled(builder, range(2 * parts[0].type.count), *parts)
 
 
 def opaque(builder, number):

@@ -17,6 +17,8 @@ from nbloss.cpu.arithmetic import (
     compiled_raw,
     in_all_lanes,
     ints,
+    of_registers,
+    registers,
     shuffled,
     vector_of_ints,
 )
@@ -55,15 +57,24 @@ _BIAS = {23: 127, 52: 1023}
 
 def root_of_two(x):
     """2^(k / n) and, relative to it, what rounding left out: for x with k + n·bias in its low bits and n parts."""
+    root, left_out = root_alone(x)
+    power = (_bits(x) // len(_ROOTS[_mantissa_bits(x)][0])) << _mantissa_bits(x)
+    return (_bits(root) - _bits(np.ones_like(x)) + power).view(x.dtype), left_out
+
+
+def root_alone(x):
+    """The same for k modulo n, whatever the bits above it."""
     roots, left_out = _ROOTS[_mantissa_bits(x)]
-    bits = _bits(x)
-    place = bits & (len(roots) - 1)
-    power = (bits // len(roots)) << _mantissa_bits(x)
-    return (_bits(roots)[place] - _bits(roots)[0] + power).view(x.dtype), left_out[place]
+    place = _bits(x) & (len(roots) - 1)
+    return roots[place], left_out[place]
 
 
 def _looked_up(builder, table, places):
     """The integers of a table at the low bits of `places`."""
+    return of_registers(builder, [_in_register(builder, table, part) for part in registers(builder, places)])
+
+
+def _in_register(builder, table, places):
     vt = places.type
     if HAS_AVX512:
         permute = f"permvar.{'si' if vt.count == 16 else 'di'}"
@@ -114,6 +125,14 @@ def _(context, builder, sig, args):
         rest = _looked_up(builder, _bits(left_out), builder.bitcast(x, vector_of_ints(x.type)))
     power = _with_exponent(builder, roots, x)
     return context.make_tuple(builder, sig.return_type, [builder.bitcast(v, x.type) for v in (power, rest)])
+
+
+@compiled_raw(root_alone, lambda x: types.containers.UniTuple(x, 2))
+def _(context, builder, sig, args):
+    (x,) = args
+    places = builder.bitcast(x, vector_of_ints(x.type))
+    found = (_looked_up(builder, _bits(table), places) for table in _ROOTS[_mantissa_bits(x.type)])
+    return context.make_tuple(builder, sig.return_type, [builder.bitcast(v, x.type) for v in found])
 
 
 # Bits of sqrt(1/2): taking them away first puts every mantissa into [sqrt(1/2), sqrt(2)).
@@ -175,9 +194,14 @@ def log_parts(x):
 @compiled_raw(log_parts, lambda x: types.containers.UniTuple(x, 4))
 def _(context, builder, sig, args):
     (x,) = args
-    vt, it = x.type, vector_of_ints(x.type)
-    if vt.element != FLOAT[32]:  # Numba lowers branches on the type of x before LLVM drops them
+    if x.type.element != FLOAT[32]:  # Numba lowers branches on the type of x before LLVM drops them
         return ir.Constant(context.get_value_type(sig.return_type), ir.Undefined)
+    parts = zip(*(_log_parts(builder, part) for part in registers(builder, x)))
+    return context.make_tuple(builder, sig.return_type, [of_registers(builder, part) for part in parts])
+
+
+def _log_parts(builder, x):
+    vt, it = x.type, vector_of_ints(x.type)
     i16, i32 = ir.IntType(16), ir.IntType(32)
     unused, all_lanes, rounding = ir.Constant(vt, [0.0] * vt.count), ir.Constant(i16, -1), ir.Constant(i32, 4)
     larger = builder.fmul(x, ir.Constant(vt, [float(FOUR_THIRDS)] * vt.count))
@@ -188,17 +212,20 @@ def _(context, builder, sig, args):
         builder.bitcast(avx512(builder, "permvar.si", it, ir.Constant(it, _bits(t).tolist()), place), vt)
         for t in (_NEAR_INVERSE, _OF_INVERSE)
     )
-    return context.make_tuple(builder, sig.return_type, [k, m, c, log_of_inverse])
+    return k, m, c, log_of_inverse
 
 
 def scaled(x, k):
-    """x 2^k, for float32 and whole numbers k."""
-    return x * np.exp2(k)
+    """x 2^floor(k), rounded once where that is subnormal."""
+    half = np.floor(k / 2)
+    return x * np.exp2(half) * np.exp2(np.floor(k) - half)
 
 
 @compiled(scaled)
 def _(builder, x, k):
-    i16, i32 = ir.IntType(16), ir.IntType(32)
-    if x.type.element != FLOAT[32]:
-        return x
-    return avx512(builder, "mask.scalef.ps", x.type, x, k, x, ir.Constant(i16, -1), ir.Constant(i32, 4))
+    kind, lanes = ("ps", 16) if x.type.element == FLOAT[32] else ("pd", 8)
+    all_lanes, rounding = ir.Constant(ir.IntType(lanes), -1), ir.Constant(ir.IntType(32), 4)
+    parts = zip(registers(builder, x), registers(builder, k))
+    return of_registers(
+        builder, [avx512(builder, f"mask.scalef.{kind}", x.type, x, k, x, all_lanes, rounding) for x, k in parts]
+    )

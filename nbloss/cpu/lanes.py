@@ -15,6 +15,8 @@ from nbloss.cpu.arithmetic import (
     in_all_lanes,
     larger,
     maximum,
+    of_registers,
+    registers,
     shuffled,
     vector_of_ints,
 )
@@ -57,6 +59,30 @@ def _(context, builder, sig, args):
     asm = ir.InlineAsm(ir.FunctionType(bits, [bits]), "", "=r,0")
     opaque = builder.call(asm, [builder.bitcast(value, bits)], attrs=("nounwind", "readnone"))
     return broadcast_value(context, builder, builder.bitcast(opaque, value.type), vec.dtype, vec)
+
+
+def pair(a, b):
+    """Two vectors as one of twice as many lanes.
+
+    Each operation on it is two that do not wait for each other: of the 60 to 100 cycles for which the operations of a
+    formula wait for one another, a processor overlaps little where they come one vector after the other.
+    """
+    return np.concatenate([a, b])
+
+
+@compiled_raw(pair, lambda a, b: Vec(a.dtype, 2))
+def _(context, builder, sig, args):
+    return of_registers(builder, args)
+
+
+def halves(x):
+    """The two vectors of a pair."""
+    return x[: len(x) // 2], x[len(x) // 2 :]
+
+
+@compiled_raw(halves, lambda x: types.containers.UniTuple(Vec(x.dtype), 2))
+def _(context, builder, sig, args):
+    return context.make_tuple(builder, sig.return_type, registers(builder, args[0]))
 
 
 def only(lane, x):
@@ -174,15 +200,22 @@ def _(context, builder, sig, args):
 
 
 def add_wide(wide, x):
-    """`wide` (float64 lanes) plus the lanes of x, added two by two in float64 where x is float32."""
-    return wide + (x if len(x) == len(wide) else x[: len(wide)].astype(np.float64) + x[len(wide) :])
+    """`wide` (float64 lanes) plus the lanes of x, added two by two in float64 where x is float32; of a pair, one vector
+    after the other.
+    """
+    n, parts = len(wide), x.reshape(-1, VECTOR_BYTES // x.itemsize)
+    for part in parts if x.dtype == np.float64 else parts[:, :n].astype(np.float64) + parts[:, n:]:
+        wide = wide + part
+    return wide
 
 
 @compiled_raw(add_wide, lambda wide, x: wide)
 def _(context, builder, sig, args):
     wide, x = args
-    if x.type.count != wide.type.count:
-        n = wide.type.count
-        low, high = (builder.fpext(shuffled(builder, range(k, k + n), x), wide.type) for k in (0, n))
-        x = builder.fadd(low, high)
-    return builder.fadd(wide, x)
+    n = wide.type.count
+    for part in registers(builder, x):
+        if part.type != wide.type:
+            low, high = (builder.fpext(shuffled(builder, range(k, k + n), part), wide.type) for k in (0, n))
+            part = builder.fadd(low, high)
+        wide = builder.fadd(wide, part)
+    return wide

@@ -25,6 +25,7 @@ from nbloss.cpu.simd import (
     log_parts,
     maximum,
     multiple_of_root,
+    root_alone,
     root_of_two,
     scaled,
     where,
@@ -35,8 +36,11 @@ LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 # ln 2 in two parts, the first short enough that n·LN2_HIGH is exact for every exponent n.
 LN2_HIGH_32, LN2_LOW_32 = 0.693359375, -2.12194440054690581e-4
 LN2_HIGH_64, LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+# Adding this rounds to an integer, or to parts of a binade, and leaves their number in the low bits.
+WHOLE_32, WHOLE_64 = 1.5 * 2.0**23, 1.5 * 2.0**52
+IN_PARTS_32, IN_PARTS_64 = WHOLE_32 / PARTS_32, WHOLE_64 / PARTS_64
 # Adding this rounds to an integer and leaves it, plus that of the exponent's bias, in the low bits.
-ROUND_32, ROUND_64 = 1.5 * 2.0**23 + 127.0 * PARTS_32, 1.5 * 2.0**52 + 1023.0 * PARTS_64
+ROUND_32, ROUND_64 = WHOLE_32 + 127.0 * PARTS_32, WHOLE_64 + 1023.0 * PARTS_64
 # The exponent at which a root of two is 0, from that of 1 on: that of 0, for `multiple_of_root` the one below.
 ZERO_32, ZERO_64 = -128.0 if PARTS_32 == 4 else -127.0, -1023.0
 
@@ -58,14 +62,10 @@ def _exp(x, round_to, any_multiple):
     """
     if is_single(x):
         shifted = fma(x, held(LOG2E * PARTS_32, x), round_to)
-        n = shifted - round_to
-        r = fma(n, _held_if_many(-LN2_HIGH_32 / PARTS_32, x), x)
-        r = fma(n, _held_if_many(-LN2_LOW_32 / PARTS_32, x), r)
+        r = _less_multiple(x, shifted - round_to, PARTS_32)
     else:
         shifted = fma(x, _held_if_many(LOG2E * PARTS_64, x), round_to)
-        n = shifted - round_to
-        r = fma(n, _held_if_many(-LN2_HIGH_64 / PARTS_64, x), x)
-        r = fma(n, _held_if_many(-LN2_LOW_64 / PARTS_64, x), r)
+        r = _less_multiple(x, shifted - round_to, PARTS_64)
     if PARTS_32 == 4 and is_single(x):
         y = fma(r, 0.04164176061749458, 0.16672103106975555)  # to (exp(r) - 1 - r) / r^2: 0.09
         y = fma(y, r, held(0.5000001788139343, r))
@@ -80,6 +80,16 @@ def _exp(x, round_to, any_multiple):
     if (PARTS_32 if is_single(x) else PARTS_64) > 1:
         return fma(root, fma(_slope(r), r, left_out), root)
     return fma(root * r, _slope(r), root)  # root r is exact, and there is no product to wait for
+
+
+@inline
+def _less_multiple(x, n, parts):
+    """x - n ln 2 / parts"""
+    if is_single(x):
+        r = fma(n, _held_if_many(-LN2_HIGH_32 / parts, x), x)
+        return fma(n, _held_if_many(-LN2_LOW_32 / parts, x), r)
+    r = fma(n, _held_if_many(-LN2_HIGH_64 / parts, x), x)
+    return fma(n, _held_if_many(-LN2_LOW_64 / parts, x), r)
 
 
 @inline
@@ -111,6 +121,18 @@ def _slope(r):
 @inline
 def exp(x):
     """exp(x) for x <= 0, subnormal results included; NaN stays NaN."""
+    if HAS_AVX512:  # which has an instruction for powers of two, 0 and what is subnormal included
+        if is_single(x):
+            x = maximum(-191.0 * LN2, x)
+            shifted = fma(x, held(LOG2E, x), IN_PARTS_32)
+            n = shifted - IN_PARTS_32
+        else:
+            x = maximum(-1151.0 * LN2, x)
+            shifted = fma(x, held(LOG2E, x), IN_PARTS_64)
+            n = shifted - IN_PARTS_64
+        r = _less_multiple(x, n, 1)
+        root, left_out = root_alone(shifted)
+        return scaled(fma(root, fma(_slope(r), r, left_out), root), n)
     # The lowest x has n where the power of two is 0, -191 = -(127 + 64): the exponent's bias, and p of _exp. A product
     # that underflows would take 60 cycles on some processors.
     if is_single(x):

@@ -51,6 +51,14 @@ else:
         return fma(y, fma(-x, y, ONE), y)
 
 
+def _over(inverse):
+    @device_function
+    def over_unit(a, b):
+        return a * inverse(b)
+
+    return over_unit
+
+
 class Functions:
     """The formulas and what they are made of, for scalars of the type that a storage type is computed in."""
 
@@ -68,7 +76,7 @@ class Functions:
             "log_unit": log,
             "log1p_unit": self.bound(formulas.log1p_unit_single) if single else log1p,
             "log_complement": self.bound(formulas.log_complement_single if single else formulas.log_complement),
-            "inverse_unit": inverse if real is np.float64 else estimated_inverse if self._half else inverse_unit,
+            "over_unit": _over(inverse if real is np.float64 else estimated_inverse if self._half else inverse_unit),
             "absolute": absolute,
             "where": where,
             "maximum": maximum,
