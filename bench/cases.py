@@ -24,7 +24,7 @@ class Case:
     loss: str
     shape: tuple[int, ...]
     dtype: str = "float32"
-    variant: str = ""  # of cross-entropy: "", "probabilities", "smoothing" or "weights"
+    variant: str = ""  # "" or "probabilities", "smoothing", "weights"; of BCE with logits "labels" or "weights"
 
     @property
     def size(self) -> str:
@@ -44,7 +44,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arrays of a case; `smoothing` is the one option that is a number."""
+    """The arrays of a case; `smoothing` is the one option that is a number.
+
+    `weight` is one a class; of BCE with logits it is the `pos_weight`.
+    """
 
     x: Array
     target: Array | None
@@ -77,11 +80,13 @@ def inputs_of(case: Case) -> Inputs:
         x = (2 * rng.standard_normal(case.shape, working)).astype(dtype)
     if case.loss in ROW_FUNCTIONS:
         return Inputs(x, None, None, 0.0)
-    if case.loss != "cross_entropy":
-        return Inputs(x, rng.random(case.shape, working).astype(dtype), None, 0.0)
+    classes = case.shape[1] if len(case.shape) > 1 else 1
     rows = (case.shape[0], *case.shape[2:])
-    classes = case.shape[1]
-    if case.variant == "probabilities":
+    if case.variant == "labels":
+        target = rng.integers(0, 2, case.shape)
+    elif case.loss != "cross_entropy":
+        target = rng.random(case.shape, working).astype(dtype)
+    elif case.variant == "probabilities":
         target = rng.random(case.shape, working)
         target = (target / target.sum(axis=1, keepdims=True)).astype(dtype)
     else:
@@ -112,6 +117,8 @@ POINTWISE = [
     Case("binary_cross_entropy_with_logits", (1 << 24,)),
     Case("binary_cross_entropy_with_logits", (1 << 24,), "float64"),
     Case("binary_cross_entropy_with_logits", (1 << 24,), "bfloat16"),
+    Case("binary_cross_entropy_with_logits", (131072, 80), variant="labels"),
+    Case("binary_cross_entropy_with_logits", (131072, 80), variant="weights"),
     Case("mse_loss", (1 << 24,)),
     Case("l1_loss", (1 << 24,)),
 ]

@@ -26,7 +26,7 @@ FAR = 2048  # elements ahead of which `numba, ahead` fetches
 @inline
 def _copy_row(source, target, ahead, like):  # type: ignore[no-untyped-def]
     for j in range(0, source.shape[0], lanes(like)):
-        prefetch_far(source, j + ahead)
+        prefetch_far(source, j + ahead, like)
         stream(target, j, load(source, j, like))
 
 
@@ -43,7 +43,7 @@ def _read_row(source, ahead, like):  # type: ignore[no-untyped-def]
     step = lanes(like)
     for j in range(0, source.shape[0], 4 * step):
         for k in range(4):
-            prefetch_far(source, j + k * step + ahead)
+            prefetch_far(source, j + k * step + ahead, like)
         a = a + load(source, j, like)
         b = b + load(source, j + step, like)
         c = c + load(source, j + 2 * step, like)

@@ -34,8 +34,9 @@ def reference(case: Case) -> Result:
     if case.loss == "binary_cross_entropy":
         value = -np.mean(special.xlogy(t, x) + special.xlog1py(1 - t, -x))
         return float(value), (x - t) / (x * (1 - x)) / x.size
-    value = -np.mean(t * special.log_expit(x) + (1 - t) * special.log_expit(-x))
-    return float(value), (special.expit(x) - t) / x.size
+    weight = 1.0 if data.weight is None else data.weight.astype(np.float64)
+    value = -np.mean(weight * t * special.log_expit(x) + (1 - t) * special.log_expit(-x))
+    return float(value), ((1 - t) * special.expit(x) - weight * t * special.expit(-x)) / x.size
 
 
 def _cross_entropy(case: Case, x: Array) -> Result:

@@ -116,7 +116,7 @@ def _nbloss(case: Case, data: Inputs, work: str) -> Contestant:
         return Contestant(lambda: function(x, out=buffer), read)
     options: dict[str, Any] = {}
     if data.weight is not None:
-        options["weight"] = data.weight
+        options["weight" if case.loss == "cross_entropy" else "pos_weight"] = data.weight
     if data.smoothing:
         options["label_smoothing"] = data.smoothing
     target = data.target
@@ -201,24 +201,29 @@ def _numpy_cross_entropy(case: Case, data: Inputs, work: str) -> Contestant:
 def _numpy_pointwise(case: Case, data: Inputs, work: str) -> Contestant:
     from scipy import special
 
-    x, t, half = data.x, data.target, case.dtype in HALF
-    assert t is not None
+    x, target, weight, half = data.x, data.target, data.weight, case.dtype in HALF
+    assert target is not None
     if half:
         if work == OUT:
             raise Absent("computes half precision in float32 arrays")
-        t = t.astype(np.float32)
+        target = target.astype(np.float32)
     buffer = np.empty_like(x) if work == OUT else None
 
-    def value(x: Array) -> Any:
+    def value(x: Array, t: Array) -> Any:
+        if weight is not None:
+            return ((1 - t) * x - (1 + (weight - 1) * t) * special.log_expit(x)).mean()
         if case.loss == "binary_cross_entropy_with_logits":
             return ((1 - t) * x - special.log_expit(x)).mean()
         if case.loss == "binary_cross_entropy":
             return -(special.xlogy(t, x) + special.xlog1py(1 - t, -x)).mean()
         return np.square(x - t).mean() if case.loss == "mse_loss" else np.abs(x - t).mean()
 
-    def gradient(x: Array) -> Array:
+    def gradient(x: Array, t: Array) -> Array:
         if case.loss == "binary_cross_entropy_with_logits":
             result = special.expit(x, out=buffer)
+            if weight is not None:
+                result *= 1 + (weight - 1) * t
+                t = weight * t
             result -= t
         else:
             result = np.subtract(x, t, out=buffer)
@@ -231,11 +236,12 @@ def _numpy_pointwise(case: Case, data: Inputs, work: str) -> Contestant:
 
     def run() -> Any:
         wide = x.astype(np.float32) if half else x
+        t = target.astype(np.float32) if case.variant == "labels" else target  # beside integers it computes in float64
         if work == VALUE:
-            return value(wide)
+            return value(wide, t)
         if work == OUT:
-            return gradient(wide)
-        return value(wide), gradient(wide).astype(x.dtype, copy=False)
+            return gradient(wide, t)
+        return value(wide, t), gradient(wide, t).astype(x.dtype, copy=False)
 
     return Contestant(run, _reader(case, work))
 
@@ -266,6 +272,8 @@ def torch_loss(case: Case, target: Any, weight: Any, smoothing: float) -> Callab
         return lambda x: getattr(torch, case.loss)(x, -1)
     if case.loss == "cross_entropy":
         return lambda x: functional.cross_entropy(x, target, weight=weight, label_smoothing=smoothing)
+    if case.variant:  # it takes floating targets only
+        return lambda x: functional.binary_cross_entropy_with_logits(x, target.to(x.dtype), pos_weight=weight)
     return lambda x: getattr(functional, case.loss)(x, target)
 
 
@@ -307,7 +315,7 @@ def _torch_into_buffer(case: Case, x: Any, target: Any) -> Callable[[], Any]:
         labels, rows = target.unsqueeze(1), target.numel()
         minus_one = torch.full(labels.shape, -1, dtype=x.dtype)
         return lambda: torch.softmax(x, 1, out=buffer).scatter_add_(1, labels, minus_one).mul_(1 / rows)
-    if case.loss == "binary_cross_entropy_with_logits":
+    if case.loss == "binary_cross_entropy_with_logits" and case.variant != "weights":
         return lambda: torch.sigmoid(x, out=buffer).sub_(target).mul_(1 / x.numel())
     if case.loss == "mse_loss":
         return lambda: torch.sub(x, target, out=buffer).mul_(2 / x.numel())
@@ -348,12 +356,15 @@ def _jax(case: Case, data: Inputs, work: str) -> Contestant:
         return Contestant(lambda: rows(x).block_until_ready(), _array)
     assert data.target is not None
     labels = data.target.dtype.kind == "i"
-    target = jnp.asarray(data.target.astype(np.int32) if labels else data.target)
+    target = jnp.asarray(data.target.astype(np.int32) if labels and case.loss == "cross_entropy" else data.target)
     weight = None if data.weight is None else jnp.asarray(data.weight)
 
     def loss(x: Any, target: Any) -> Any:
+        if case.loss == "binary_cross_entropy_with_logits" and weight is not None:  # which optax does not take
+            below = jax.nn.log_sigmoid(-x)
+            return -(weight * target * jax.nn.log_sigmoid(x) + (1 - target) * below).mean()
         if case.loss == "binary_cross_entropy_with_logits":
-            return optax.sigmoid_binary_cross_entropy(x, target).mean()
+            return optax.sigmoid_binary_cross_entropy(x, target.astype(x.dtype)).mean()
         if case.loss == "mse_loss":
             return optax.squared_error(x, target).mean()
         if case.loss == "l1_loss":
@@ -386,6 +397,8 @@ def _sklearn(case: Case, data: Inputs, work: str) -> Contestant:
 
     if case.dtype in HALF:
         raise Absent("takes float32 and float64 only")
+    if case.loss != "cross_entropy" and len(case.shape) > 1:
+        raise Absent("takes one logit a row only")
     if case.variant in ("probabilities", "smoothing") or len(case.shape) > 2:
         raise Absent("takes class indices of (rows, classes) only")
     assert data.target is not None
@@ -418,6 +431,10 @@ _EXPRESSIONS = {
         "where(x > 0, x, zero) - x * t + log1p(exp(-abs(x)))",
         "(one / (one + exp(-x)) - t) * scale",
     ),
+    "weights": (
+        "(one - t) * x + (one + (w - one) * t) * (where(x < 0, -x, zero) + log1p(exp(-abs(x))))",
+        "((one - t + w * t) / (one + exp(-x)) - w * t) * scale",
+    ),
     "mse_loss": ("(x - t) ** 2", "(x - t) * (scale + scale)"),
     "l1_loss": ("abs(x - t)", "where(x > t, scale, where(x < t, -scale, zero))"),
 }
@@ -426,12 +443,13 @@ _EXPRESSIONS = {
 def _numexpr(case: Case, data: Inputs, work: str) -> Contestant:
     import numexpr
 
-    if case.dtype in HALF:
-        raise Absent("takes float32 and float64 only")
+    if case.dtype in HALF or case.variant == "labels":
+        raise Absent("takes float32 and float64 only, beside integers float64")
     numexpr.set_num_threads(threads())
-    value, gradient = _EXPRESSIONS[case.loss]
+    value, gradient = _EXPRESSIONS[case.variant or case.loss]
     real = data.x.dtype.type
-    names = {"x": data.x, "t": data.target, "zero": real(0), "one": real(1), "scale": real(1 / data.x.size)}
+    names = {"w": data.weight} if case.variant else {}
+    names |= {"x": data.x, "t": data.target, "zero": real(0), "one": real(1), "scale": real(1 / data.x.size)}
     if work == VALUE:
         return Contestant(lambda: numexpr.evaluate(value, names).mean(), _value)
     if work == OUT:

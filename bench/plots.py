@@ -39,7 +39,8 @@ def title_of(case: Case) -> str:
     }
     size = {(1 << 24,): "2²⁴", (1 << 28,): "2²⁸"}.get(case.shape, f" {TIMES} ".join(map(str, case.shape)))
     extra = [case.dtype] if case.dtype != "float32" else []
-    extra += [{"probabilities": "class probabilities"}.get(case.variant, case.variant)] if case.variant else []
+    variants = {"probabilities": "class probabilities", "labels": "integer labels"}
+    extra += [variants.get(case.variant, case.variant)] if case.variant else []
     return f"{names.get(case.loss, case.loss.replace('_', '-'))} {size}" + (f", {', '.join(extra)}" if extra else "")
 
 

@@ -108,7 +108,7 @@ def test_new_memory(rng, monkeypatch, mapped):
     for module in (pointwise, results):
         stream = module.stream
         monkeypatch.setattr(module, "stream", lambda *store, stream=stream: past.append(stream(*store)))
-    monkeypatch.setattr(pointwise, "prefetch_far", lambda a, i: fetched.append(i))
+    monkeypatch.setattr(pointwise, "prefetch_far", lambda a, i, like: fetched.append(i))
     for module in (pointwise, rowwise):
         monkeypatch.setattr(module, "is_mapped", lambda a: mapped)
     for large in (1 << 40, 0):

@@ -67,8 +67,8 @@ def _row_exps(exps, start, x, scale, other, q, ahead, like):
     for at in range(0, x.shape[0], step):
         j = min(at, last)
         top = maximum(load(other, j, like), top)
-        prefetch(x, j + ahead)
-        prefetch(q, j + ahead)
+        prefetch(x, j + ahead, like)
+        prefetch(q, j + ahead, like)
         store(exps, start + j, scaled_exp(load(x, j, like), scale))
     return top
 

@@ -28,6 +28,9 @@ class BFloat(ir.Type):
         return "bfloat"
 
 
+LINE = 64  # bytes of a cache line
+
+
 def storage(a):
     """(LLVM type of an element, bytes of an element) of a Numba array type."""
     if isinstance(a.dtype, types.Integer):
@@ -99,12 +102,12 @@ def _(context, builder, sig, args):
     return decode(builder, sig.args[0].dtype, raw, vt)
 
 
-def prefetch(a, i):
-    """Bring the cache line of a[i] into the first-level cache; i may lie outside the array."""
+def prefetch(a, i, like):
+    """Bring the vector from a[i] on into the first-level cache; i may lie outside the array."""
 
 
-def prefetch_far(a, i):
-    """Bring the cache line of a[i] into the second-level cache; i may lie outside the array.
+def prefetch_far(a, i, like):
+    """Bring the vector from a[i] on into the second-level cache; i may lie outside the array.
 
     That one waits for three times as many lines at once, which is what reading memory at its full speed takes.
     """
@@ -112,11 +115,14 @@ def prefetch_far(a, i):
 
 def _emit_prefetch(keep):
     def emit(context, builder, sig, args):
-        i8 = ir.IntType(8)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], i8)
-        i32 = ir.IntType(32)
-        numbers = (ir.Constant(i32, k) for k in (0, keep, 1))  # to read, how near to keep it, data
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *numbers)
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+        pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], ir.IntType(8))
+        numbers = [ir.Constant(i32, k) for k in (0, keep, 1)]  # to read, how near to keep it, data
+        # Of integers and float64 beside float32, a vector takes two lines.
+        size = storage(sig.args[0])[1] * VECTOR_BYTES * 8 // sig.args[2].bitwidth
+        for start in range(0, size, LINE):
+            line = builder.gep(pointer, [ir.Constant(i64, start)])
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), line, *numbers)
         return context.get_dummy_value()
 
     return emit

@@ -77,8 +77,9 @@ def _pair(a, j, like):
 
 @inline
 def _fetch(a, j, like):
-    prefetch_far(a, j + FAR)
-    prefetch_far(a, j + lanes(like) + FAR)
+    """Fetch a pair of vectors, FAR ahead."""
+    prefetch_far(a, j + FAR, like)
+    prefetch_far(a, j + lanes(like) + FAR, like)
 
 
 @inline

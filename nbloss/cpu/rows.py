@@ -106,8 +106,8 @@ def _sum_vectors(x, start, stop, scale, other, offset, q, distances, exps, keep,
     near, far = distances
     for j in range(start, stop, lanes(like)):
         top = maximum(load(other, j + offset, like), top)
-        prefetch(x, j + near)
-        prefetch_far(q, j + far)
+        prefetch(x, j + near, like)
+        prefetch_far(q, j + far, like)
         e = scaled_exp(load(x, j, like), scale)
         if keep:
             store(exps, j, e)
@@ -241,7 +241,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         kept = share * w_t
     if form != LOSS_ONLY and nontemporal and aligned_at(out[i, n:, 0], like) != 0:
         # Stores past the caches would wait until the line that two rows share is there: 1.2 times as long at 1000.
-        prefetch(line_of(out, i), n - 1)
+        prefetch(line_of(out, i), n - 1, like)
     m, left_out, reference, scale, keep, rest, top = _row_sum(
         row, masses, operands, mode, target, top, following, unwritten, scratch, like
     )

@@ -203,9 +203,9 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead, fetche
         for j in range(block, min(block + 64, classes)):
             v = load(tile, j * lead + at, like)
             beside = maximum(load(tile, j * lead + at + lanes(like), like), beside)
-            prefetch(x[i, 0], ahead)
+            prefetch(x[i, 0], ahead, like)
             if kind == PROBABILITIES:
-                prefetch_far(q[i, 0], ahead)
+                prefetch_far(q[i, 0], ahead, like)
             left -= 1
             ahead += lanes(like) if left else next_class
             left = left if left else breadth
