@@ -160,8 +160,14 @@ OTHERS = {  # the input's dtype, and some of those that may stand beside it
 }
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(dtype, kind) for dtype, kinds in OTHERS.items() for kind in kinds])
-@pytest.mark.parametrize("shape", [(few(9, 3), 30), (few(3001, 47),)])
+SMALL, LARGE = (few(9, 3), 30), (few(3001, 47),)  # the large one for a few only: kernels of each are compiled for it
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "shape"),
+    [(dtype, kind, SMALL) for dtype, kinds in OTHERS.items() for kind in kinds]
+    + [("float16", "bool", LARGE), ("float32", "i8", LARGE), ("float32", "f8", LARGE), ("float64", "f4", LARGE)],
+)
 def test_targets_and_weights_of_other_dtypes(rng, dtype, kind, shape):
     """They count as if they had been converted to what is computed in, whatever their layout."""
     x = rng.normal(0, 3, shape).astype(dtype)

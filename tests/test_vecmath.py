@@ -7,7 +7,7 @@ from test_accuracy import DTYPES, LONG, extended, ulps
 
 from nbloss import formulas
 from nbloss.cpu import bits, vecmath
-from nbloss.cpu.simd import broadcast, lanes, read, write
+from nbloss.cpu.simd import broadcast, halves, lanes, load, pair, read, store, write
 
 pytestmark = pytest.mark.cpu
 
@@ -51,6 +51,32 @@ def test_errors(rng, dtype):
     x = np.concatenate([x, rng.uniform(0.05, 0.07, 50_000)]).astype(dtype)
     x = x[x > -1]
     assert ulps(over_arrays(vecmath.log1p)(x), np.log1p(x.astype(LONG))).max() < 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pairs(rng, dtype):
+    """Two vectors taken at once give the bits of each."""
+    exp, log1p, log_unit = vecmath.exp, vecmath.log1p, vecmath.log_unit
+
+    @njit(error_model="numpy")
+    def loop(x, alone, together, like):
+        step = lanes(like)
+        for i in range(0, x.size, 2 * step):
+            a, b = load(x, i, like), load(x, i + step, like)
+            both = exp(-pair(a, b)), log1p(pair(a, b)), log_unit(pair(a, b))
+            each = exp(-a), exp(-b), log1p(a), log1p(b), log_unit(a), log_unit(b)
+            for k in range(3):
+                one, other = halves(both[k])
+                store(together[k], i, one)
+                store(together[k], i + step, other)
+                store(alone[k], i, each[2 * k])
+                store(alone[k], i + step, each[2 * k + 1])
+
+    x = np.concatenate([rng.random(1000), 10.0 ** rng.uniform(-44, 0, 1000), np.linspace(0, 1, 48)]).astype(dtype)
+    alone, together = np.zeros((2, 3, x.size), dtype)
+    loop(x, alone, together, dtype(0))
+    np.testing.assert_array_equal(together, alone)
+    assert alone.any(axis=1).all()
 
 
 @extended
