@@ -121,7 +121,8 @@ def _slope(r):
 @inline
 def exp(x):
     """exp(x) for x <= 0, subnormal results included; NaN stays NaN."""
-    if HAS_AVX512:  # which has an instruction for powers of two, 0 and what is subnormal included
+    # The lowest x has n where the power of two is 0, -191 = -(127 + 64): the exponent's bias, and p of _exp.
+    if HAS_AVX512:  # one instruction multiplies by a power of two, and rounds what is subnormal
         if is_single(x):
             x = maximum(-191.0 * LN2, x)
             shifted = fma(x, held(LOG2E, x), IN_PARTS_32)
@@ -133,8 +134,7 @@ def exp(x):
         r = _less_multiple(x, n, 1)
         root, left_out = root_alone(shifted)
         return scaled(fma(root, fma(_slope(r), r, left_out), root), n)
-    # The lowest x has n where the power of two is 0, -191 = -(127 + 64): the exponent's bias, and p of _exp. A product
-    # that underflows would take 60 cycles on some processors.
+    # A product that underflows would take 60 cycles on some processors.
     if is_single(x):
         return _exp(maximum(-191.0 * LN2, x), ROUND_32 + 64.0 * PARTS_32, False) * 2.0**-64
     return _exp(maximum(-1151.0 * LN2, x), ROUND_64 + 128.0 * PARTS_64, False) * 2.0**-128
