@@ -36,12 +36,11 @@ LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 # ln 2 in two parts, the first short enough that n·LN2_HIGH is exact for every exponent n.
 LN2_HIGH_32, LN2_LOW_32 = 0.693359375, -2.12194440054690581e-4
 LN2_HIGH_64, LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-# Adding this rounds to an integer, or to parts of a binade, and leaves their number in the low bits.
+# Adding WHOLE rounds to an integer. Adding ROUND rounds to a part of a binade (see PARTS in bits.py) and leaves the
+# number of parts, plus that of the exponent's bias, in the low bits.
 WHOLE_32, WHOLE_64 = 1.5 * 2.0**23, 1.5 * 2.0**52
-IN_PARTS_32, IN_PARTS_64 = WHOLE_32 / PARTS_32, WHOLE_64 / PARTS_64
-# Adding this rounds to an integer and leaves it, plus that of the exponent's bias, in the low bits.
-ROUND_32, ROUND_64 = WHOLE_32 + 127.0 * PARTS_32, WHOLE_64 + 1023.0 * PARTS_64
-# The exponent at which a root of two is 0, from that of 1 on: that of 0, for `multiple_of_root` the one below.
+ROUND_32, ROUND_64 = WHOLE_32 / PARTS_32 + 127.0, WHOLE_64 / PARTS_64 + 1023.0
+# The exponent, from that of 1 on, whose bits are those of 0: `root_of_two` is 0 there, `multiple_of_root` one below.
 ZERO_32, ZERO_64 = -128.0 if PARTS_32 == 4 else -127.0, -1023.0
 
 
@@ -55,17 +54,26 @@ _held_if_many = held if HAS_AVX512 else _plain
 
 
 @inline
+def _by_type(x, single, double):
+    return single if is_single(x) else double
+
+
+@inline
+def _reduced(x, round_to):
+    """(shifted, n, x - n ln 2): n = shifted - round_to is x / ln 2, rounded to a part of a binade."""
+    shifted = fma(x, _held_if_many(LOG2E, x), round_to)
+    n = shifted - round_to
+    r = fma(n, _held_if_many(_by_type(x, -LN2_HIGH_32, -LN2_HIGH_64), x), x)
+    return shifted, n, fma(n, _held_if_many(_by_type(x, -LN2_LOW_32, -LN2_LOW_64), x), r)
+
+
+@inline
 def _exp(x, round_to, any_multiple):
-    """exp(x) 2^p for round_to = ROUND + p PARTS, and 0 where the power of two has the exponent of 0.
+    """exp(x) 2^p for round_to = ROUND + p, and 0 where the power of two has the exponent of 0.
 
     With `any_multiple`, it may be times a number that is the same for every x.
     """
-    if is_single(x):
-        shifted = fma(x, held(LOG2E * PARTS_32, x), round_to)
-        r = _less_multiple(x, shifted - round_to, PARTS_32)
-    else:
-        shifted = fma(x, _held_if_many(LOG2E * PARTS_64, x), round_to)
-        r = _less_multiple(x, shifted - round_to, PARTS_64)
+    shifted, _, r = _reduced(x, round_to)
     if PARTS_32 == 4 and is_single(x):
         y = fma(r, 0.04164176061749458, 0.16672103106975555)  # to (exp(r) - 1 - r) / r^2: 0.09
         y = fma(y, r, held(0.5000001788139343, r))
@@ -77,19 +85,9 @@ def _exp(x, round_to, any_multiple):
     root, left_out = root_of_two(shifted)
     # Looked up, roots of two made rows of 1000 classes 1.2 times as fast in float64 and up to 1.1 times in float32 with
     # AVX-512, 1.05 times in float32 with AVX2. So are, with AVX-512, logarithms in float32 (BCE: 1.2 times as fast).
-    if (PARTS_32 if is_single(x) else PARTS_64) > 1:
+    if _by_type(x, PARTS_32, PARTS_64) > 1:
         return fma(root, fma(_slope(r), r, left_out), root)
     return fma(root * r, _slope(r), root)  # root r is exact, and there is no product to wait for
-
-
-@inline
-def _less_multiple(x, n, parts):
-    """x - n ln 2 / parts"""
-    if is_single(x):
-        r = fma(n, _held_if_many(-LN2_HIGH_32 / parts, x), x)
-        return fma(n, _held_if_many(-LN2_LOW_32 / parts, x), r)
-    r = fma(n, _held_if_many(-LN2_HIGH_64 / parts, x), x)
-    return fma(n, _held_if_many(-LN2_LOW_64 / parts, x), r)
 
 
 @inline
@@ -121,23 +119,14 @@ def _slope(r):
 @inline
 def exp(x):
     """exp(x) for x <= 0, subnormal results included; NaN stays NaN."""
-    # The lowest x has n where the power of two is 0, -191 = -(127 + 64): the exponent's bias, and p of _exp.
+    power, round_to = _by_type(x, 64.0, 128.0), _by_type(x, ROUND_32, ROUND_64)
+    x = maximum((_by_type(x, -127.0, -1023.0) - power) * LN2, x)  # from here on down, the result is 0
     if HAS_AVX512:  # one instruction multiplies by a power of two, and rounds what is subnormal
-        if is_single(x):
-            x = maximum(-191.0 * LN2, x)
-            shifted = fma(x, held(LOG2E, x), IN_PARTS_32)
-            n = shifted - IN_PARTS_32
-        else:
-            x = maximum(-1151.0 * LN2, x)
-            shifted = fma(x, held(LOG2E, x), IN_PARTS_64)
-            n = shifted - IN_PARTS_64
-        r = _less_multiple(x, n, 1)
+        shifted, n, r = _reduced(x, round_to)
         root, left_out = root_alone(shifted)
         return scaled(fma(root, fma(_slope(r), r, left_out), root), n)
     # A product that underflows would take 60 cycles on some processors.
-    if is_single(x):
-        return _exp(maximum(-191.0 * LN2, x), ROUND_32 + 64.0 * PARTS_32, False) * 2.0**-64
-    return _exp(maximum(-1151.0 * LN2, x), ROUND_64 + 128.0 * PARTS_64, False) * 2.0**-128
+    return _exp(x, round_to + power, False) * _by_type(x, 2.0**-64, 2.0**-128)
 
 
 @inline
@@ -148,15 +137,13 @@ def scale_of(m):
     """
     # A large m is taken from every x first, exactly wherever the result is not 0 (Sterbenz: x lies in [m / 2, 2 m], or
     # is too far away).
-    size = absolute(m)
-    limit = 256.0 if is_single(m) else 2048.0
+    size, limit = absolute(m), _by_type(m, 256.0, 2048.0)
     c = where(size < limit, 0.0, m)
     some_large = any_lane(size >= limit)  # where none is, no x waits for a difference: 1.1 times faster
-    if is_single(m):
-        k = fma(m - c, LOG2E, ROUND_32) - ROUND_32
-        return some_large, c, (k + (ZERO_32 - 32.0)) * LN2, fma(k, -PARTS_32, ROUND_32 + 32.0 * PARTS_32)
-    k = fma(m - c, LOG2E, ROUND_64) - ROUND_64
-    return some_large, c, (k + (ZERO_64 - 64.0)) * LN2, fma(k, -PARTS_64, ROUND_64 + 64.0 * PARTS_64)
+    whole, power = _by_type(m, WHOLE_32, WHOLE_64), _by_type(m, 32.0, 64.0)
+    k = fma(m - c, LOG2E, whole) - whole
+    lowest = (k + (_by_type(m, ZERO_32, ZERO_64) - power)) * LN2
+    return some_large, c, lowest, (_by_type(m, ROUND_32, ROUND_64) + power) - k
 
 
 @inline
@@ -181,13 +168,13 @@ def scale_change(former, scale):
     _, former_c, _, former_round_to = former
     _, c, _, round_to = scale
     distance = np.float64(lane(former_c, 0)) - np.float64(lane(c, 0))
-    powers = np.float64(lane(round_to - former_round_to, 0)) / (PARTS_32 if is_single(c) else PARTS_64)
+    powers = np.float64(lane(round_to - former_round_to, 0))
     rest = 0.0
     if distance != 0.0:  # one c is 0, and the power takes most of the other away; or powers is 0
         rest = distance + powers * LN2_HIGH_64 + powers * LN2_LOW_64
         powers = 0.0
     lowest = broadcast(-1023.0, np.float64(0.0))  # for which root_of_two is 0
-    power, _ = root_of_two(fma(maximum(broadcast(powers + 64.0, np.float64(0.0)), lowest), PARTS_64, ROUND_64))
+    power, _ = root_of_two(maximum(broadcast(powers + 64.0, np.float64(0.0)), lowest) + ROUND_64)
     return lane(exp(broadcast(rest, np.float64(0.0))) * power, 0)
 
 
