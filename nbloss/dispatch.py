@@ -7,13 +7,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import output
 from nbloss.cuda.arrays import on_device
 from nbloss.errors import shown
-from nbloss.plans import WEIGHTS, Given, Key, has_none, keep, key_of, replay
+from nbloss.plans import FLOATS, WEIGHTS, Given, Key, keep, key_of, replay
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Backend, Pointwise, Rowwise, is_device_view
 
 P = ParamSpec("P")
@@ -30,7 +29,6 @@ def results(
     return cast("tuple[Any, Any]", _plans_for(names[there[0]]).call(entry, solve, names, values, there))
 
 
-_NUMBERS = {float, np.float64, np.float32}
 _NO_ARRAYS = {"axis", "ignore_index", "label_smoothing", "reduction", "backend", "stream", "check"}
 
 
@@ -77,17 +75,12 @@ def solve(
         cuda = _cuda()
         on_its_device = cuda.run if is_device_view(problem.x) else cuda.through_device
         return on_its_device(problem, value, form, written, in_place, factor), written
-    cpu = _cpu()
-    without = factor.ndim or has_none(key)
-    plan = None if without else cpu.plan(problem, value, form, written, in_place)
-    if key is not None and not without:
+    plan, lasting = _cpu().plan(problem, value, form, written, in_place, factor)
+    if key is not None and lasting:
         keep(key, plan, problem, given)
-    if plan is not None:
-        weights = {n: a for n in WEIGHTS if (a := getattr(problem, n, None)) is not None}
-        return plan(problem.x, problem.target, written, float(factor), **weights), written
-    if isinstance(problem, Pointwise):
-        return cpu.pointwise(problem, value, written, in_place, factor), written
-    return cpu.rowwise(problem, value, form, written, factor), written
+    weights = {n: a for n in WEIGHTS if (a := getattr(problem, n, None)) is not None}
+    number = 1.0 if factor.ndim else float(factor)
+    return plan(problem.x, problem.target, written, number, **weights), written
 
 
 @functools.cache
@@ -162,7 +155,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
             if type(grad_output) is int and -(2**63) <= grad_output < 2**63:
                 grad_output = float(grad_output)
             known = None
-            if len(args) == 2 and (grad_output is None or type(grad_output) in _NUMBERS):
+            if len(args) == 2 and (grad_output is None or type(grad_output) in FLOATS):
                 x, target = args
                 key = key_of(called, x, target, out, kwargs)
                 known = replay(key, x, target, form, out, 1.0 if grad_output is None else float(grad_output), kwargs)

@@ -127,6 +127,11 @@ def l1_loss(x, t, pos_weight):
     return absolute(d), gradient, d < d
 
 
+def itself(x, t, pos_weight):
+    """x, for sums of it."""
+    return x, ZERO, x < x
+
+
 POINTWISE = {f.__name__: f for f in (binary_cross_entropy_with_logits, binary_cross_entropy, mse_loss, l1_loss)}
 
 

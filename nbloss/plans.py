@@ -14,9 +14,9 @@ from nbloss.problem import LOSS_ONLY, Array, Pointwise, Rowwise
 Key = tuple[object, ...]
 Given = tuple[Any, ...]
 
-_plans: dict[Key | None, Callable[..., Any] | None] = {}
-_UNKNOWN = object()
-_MOST_PLANS = 256
+_plans: dict[Key | None, Callable[..., Any]] = {}
+MOST_PLANS = 256
+FLOATS = {float, np.float64, np.float32}  # numbers that a plan takes as they are, whatever their values
 _PLAIN = {str, int, float, bool, type(None)}
 WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
 
@@ -59,11 +59,6 @@ def _are_near(out: Array, owned: bool, b: Array) -> bool:
     return out is b or (not (owned and b.flags.owndata) and np.may_share_memory(out, b))
 
 
-def has_none(key: Key | None) -> bool:
-    """Whether it is known that calls of this key have no plan."""
-    return _plans.get(key, _UNKNOWN) is None
-
-
 def replay(
     key: Key | None, x: Any, target: Any, form: int, out: Any, factor: float, options: dict[str, Any]
 ) -> tuple[Any, Any] | None:
@@ -84,20 +79,20 @@ def _with_converted(plan: Callable[..., Any], name: str, dtype: np.dtype[Any], *
     return plan(*args, **weights)
 
 
-def keep(key: Key, plan: Callable[..., Any] | None, problem: Pointwise | Rowwise, given: Given) -> None:
-    """Store `plan` under `key` (None: there is none), unless it depends on a converted copy of x or target."""
+def keep(key: Key, plan: Callable[..., Any], problem: Pointwise | Rowwise, given: Given) -> None:
+    """Store `plan` under `key`, unless it depends on a converted copy of x or target."""
     x, target, options = given
     if problem.x is not x or problem.target is not target:
         return
     for name in WEIGHTS:
         weight = options.get(name)
         if type(weight) is np.ndarray:
-            if plan is not None and not begin_together(weight, used := getattr(problem, name)):
+            if not begin_together(weight, used := getattr(problem, name)):
                 plan = functools.partial(_with_converted, plan, name, used.dtype)
         elif weight == 0:  # 0.0 and -0.0 would share a key
             return
-        elif weight is not None and plan is not None:
+        elif weight is not None:
             plan = functools.partial(plan, **{name: getattr(problem, name)})
-    if len(_plans) >= _MOST_PLANS:
+    if len(_plans) >= MOST_PLANS:
         _plans.clear()
     _plans[key] = plan

@@ -95,8 +95,8 @@ def has_weighted_mean(problem: Pointwise | Rowwise) -> bool:
     )
 
 
-def reads_ahead(problem: Pointwise) -> bool:
-    """Whether values out of range must be known before anything is written in place."""
+def checks_values(problem: Pointwise) -> bool:
+    """Whether an input outside the loss's domain is an error: in place, known before anything is written."""
     return problem.check and problem.name == "binary_cross_entropy"
 
 

@@ -9,6 +9,7 @@ from numba import njit
 import nbloss
 from nbloss import plans
 from nbloss.cpu import launch
+from nbloss.cpu.compile import Kernel
 from nbloss.cpu.simd import is_mapped
 
 pytestmark = pytest.mark.cpu
@@ -33,6 +34,8 @@ def calls(rng, dtype):
     weights = {"weight": rng.random(3), "pos_weight": rng.random((40_000, 1))}
     short = partial(nbloss.binary_cross_entropy_with_logits.value_and_grad, **weights)
     yield "weights of short lines", short, *rng.standard_normal((2, 40_000, 3)).astype(dtype)
+    many = rng.random((3, 2**19 + 40)).astype(dtype)  # weights that a kernel sums
+    yield "mean of many weights", partial(nbloss.mse_loss.value_and_grad, weight=many[2]), many[0], many[1]
     for size in (70_001, 8192 + 17):  # of the last segment, whole vectors may be all or none
         x, t = rng.random(size).astype(dtype), rng.random(size).astype(dtype)
         for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
@@ -48,7 +51,14 @@ def bits(result):
 @pytest.mark.skipif(launch.max_threads() < 2, reason="one processor")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_threads(rng, monkeypatch, dtype):
-    parallel = launch.PARALLEL
+    parallel, variant, variants = launch.PARALLEL, Kernel.variant, set()
+
+    def asked_for(kernel, is_parallel, *dtypes):
+        variants.add(is_parallel)
+        return variant(kernel, is_parallel, *dtypes)
+
+    monkeypatch.setattr(Kernel, "variant", asked_for)
+    monkeypatch.setattr(launch, "BLOCK", 1)  # each unit of work a block, for there to be several
     for name, call, x, target in calls(rng, dtype):
         monkeypatch.setattr(launch, "PARALLEL", 1 << 60)
         serial = bits(call(x, target))
@@ -56,8 +66,10 @@ def test_threads(rng, monkeypatch, dtype):
         plans._plans.clear()
         for threads in range(1, launch.max_threads() + 1):
             monkeypatch.setattr(launch, "_threads", threads)
+            variants.clear()
             for _ in range(3):
                 assert bits(call(x, target)) == serial, (name, threads)
+            assert (True in variants) == (threads > 1), name
         monkeypatch.setattr(launch, "PARALLEL", parallel)
 
 

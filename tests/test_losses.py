@@ -194,6 +194,20 @@ def test_targets_and_weights_of_other_dtypes(rng, dtype, kind, shape):
                     np.testing.assert_array_max_ulp(result, expected, 2)
 
 
+@pytest.mark.skipif(CUDA, reason="how weights are summed on the CPU")
+@pytest.mark.parametrize("kind", [*DTYPES, "i4", ">f4"])
+def test_mean_over_many_weights(rng, kind):
+    """From 2^19 on, a kernel sums those of floating types, of any layout and sign."""
+    x, t = rng.standard_normal((2, 1100, 600)).astype(np.float32)
+    weight = (rng.random((1100, 1200)) * 100 - 5).astype(kind)
+    for some in (weight[:, :600], weight[::-1, ::2], weight[:, 600:].reshape(600, 1100).T):
+        expected = np.average((x - t).astype(np.float64) ** 2, weights=some.astype(np.float64))
+        loss, gradient = nbloss.mse_loss.value_and_grad(x, t, weight=some)
+        np.testing.assert_allclose(loss, expected, rtol=3e-7)
+        share = some.astype(np.float64) / some.astype(np.float64).sum()
+        np.testing.assert_allclose(gradient, 2 * share * (x - t), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("dtype", "kind"), [("float32", "f2"), ("float32", "f8"), ("float32", ">f8"), ("float64", "f4")]
 )

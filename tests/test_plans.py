@@ -223,10 +223,10 @@ def test_plans_keep_no_array(rng, name, options, form):
 
 
 def test_plans_are_few(rng):
-    for n in range(1, 2 * plans._MOST_PLANS):
+    for n in range(1, 2 * plans.MOST_PLANS):
         x = np.zeros((n, 2), np.float32)
         assert nbloss.mse_loss(x, x) == 0
-    assert 0 < len(plans._plans) <= plans._MOST_PLANS
+    assert 0 < len(plans._plans) <= plans.MOST_PLANS
 
 
 @pytest.mark.filterwarnings("error")

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from nbloss import formulas
 from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
@@ -17,8 +18,10 @@ _ROW_FUNCTIONS = ("cross_entropy", "nll_loss", "logsumexp", "log_softmax", "soft
 
 
 def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, Callable[[], object]]]:
-    """(label, compile it) for every kernel variant that these losses use."""
-    known = [*_ROW_FUNCTIONS, *pointwise_kernels.KERNELS]
+    """(label, compile it) for the kernel variants that these losses take, of contiguous arrays of one dtype, with int64
+    labels and no weights, or weights of that dtype for each element.
+    """
+    known = [*_ROW_FUNCTIONS, *formulas.POINTWISE]
     for kind, asked, names in (("dtype", dtypes, list(CODES)), ("loss", losses or [], known)):
         for name in asked:
             if name not in names:
@@ -30,7 +33,7 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
             code = CODES[dtype]
             computed = "d" if code == "d" else "f"
             wanted: list[tuple[Kernel, tuple[str, ...]]]
-            if loss in pointwise_kernels.KERNELS:
+            if loss in formulas.POINTWISE:
                 wanted = [(pointwise_kernels.KERNELS[loss], (code, code, computed, computed))]
             else:
                 kernels = (
@@ -39,7 +42,8 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
                     else [rowwise_kernels.ROWS, rowwise_kernels.GROUPS, rowwise_kernels.TILES]
                 )
                 wanted = [(kernel, (code, labels, code)) for kernel in kernels]
-                wanted.append((SCAN, (labels, computed)))
+                if loss in ("cross_entropy", "nll_loss"):
+                    wanted.append((SCAN, (labels, computed)))
             for kernel, codes in wanted:
                 for parallel in (False,) if kernel is SCAN else (False, True):
                     label = f"{kernel.name} {dtype}{' parallel' if parallel else ''}"

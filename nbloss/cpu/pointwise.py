@@ -266,11 +266,14 @@ def _signature(x, t, weight, pos_weight):
     return (*[types.intp] * 4, LAYOUT, compute, *map(Address, arrays))
 
 
+ITSELF = formulas.itself.__name__  # as a loss, of which weights are summed
+
+
 def _kernels(kind, *parts):
     # By all passes, loops of BCE with logits are 1.05 times as fast.
     return {
         name: Kernel(f"{name}{kind}", _driver(formula, *parts), _signature, few_passes=False)
-        for name, formula in formulas.POINTWISE.items()
+        for name, formula in {**formulas.POINTWISE, ITSELF: formulas.itself}.items()
     }
 
 

@@ -16,6 +16,7 @@ from nbloss.cuda import choices, device
 from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, delivered, extent, parameters, view_at
 from nbloss.cuda.device import Home, arrived, layout_of, stream_pointer
 from nbloss.cuda.intrinsics import VECTOR_BYTES
+from nbloss.plans import FLOATS, MOST_PLANS
 from nbloss.problem import Array
 
 Solve = Callable[[list[Any]], tuple[Any, Any]]  # makes loss and gradient of arguments, those on the device as views
@@ -23,7 +24,6 @@ Layouts = dict[int, Layout]  # of the arguments on the device, by number
 Key = tuple[Any, ...]
 
 _plans: dict[Key | None, Plan | None] = {}  # None: there was one call
-MOST_PLANS = 256
 
 
 def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], there: list[int]) -> tuple[Any, Any]:
@@ -58,7 +58,6 @@ def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], ther
 # --- which calls are of a kind ----------------------------------------------------------------------------------
 
 PLAIN = {str, int, bool, type(None)}
-FLOATS = {float, np.float64, np.float32}
 SPAN = 1 << 48  # from one made-up base to the next: no number of a call but an address is as large
 
 

@@ -26,7 +26,16 @@ from nbloss.cuda.auxiliary import (
 )
 from nbloss.cuda.intrinsics import VECTOR_BYTES
 from nbloss.errors import refuse_probabilities
-from nbloss.problem import WANT_VALUE, Array, Pointwise, compute_dtype, divided, has_weighted_mean, reads_ahead, wanted
+from nbloss.problem import (
+    WANT_VALUE,
+    Array,
+    Pointwise,
+    checks_values,
+    compute_dtype,
+    divided,
+    has_weighted_mean,
+    wanted,
+)
 
 OPERANDS = ("x", "target", "weight", "pos_weight", "grad_output", "out", "loss")
 OPTIONAL = ("weight", "pos_weight", "grad_output", "loss")
@@ -38,7 +47,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     x: View = problem.x
     home = x.home
     dtype = compute_dtype(x.dtype)
-    checked, weighted = reads_ahead(problem), has_weighted_mean(problem)
+    checked, weighted = checks_values(problem), has_weighted_mean(problem)
     count = float(x.size) if problem.reduction == "mean" else 1.0
     loss = home.empty(x.shape, dtype) if value and problem.reduction == "none" else None
     if not x.size:
