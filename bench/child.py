@@ -1,6 +1,6 @@
-"""What can only be measured in a process of its own: ``python -m bench.child WHAT LIBRARY`` prints one JSON object.
+"""What can only be measured in a process of its own: ``python -m bench.child WHAT LIBRARY`` prints JSON.
 
-first-call   seconds of the first call after the input and the library's own arrays are there, and of a later one
+first-call   seconds of the first call after the input and the library's own arrays are there
 peak-memory  bytes by which one call raises the process's memory, after a small call has brought up the library
 """
 
@@ -25,14 +25,11 @@ def _status(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
-def first_call(library: str) -> dict[str, float]:
+def first_call(library: str) -> float:
     run = peers.set_up(library, FIRST, inputs_of(FIRST), VALUE_AND_GRAD).run
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return {"first": seconds[0], "later": min(seconds)}
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def peak_memory(library: str) -> dict[str, float]:

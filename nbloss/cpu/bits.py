@@ -1,6 +1,5 @@
 """What is read from the bits of floats, and made of them."""
 
-import struct
 from decimal import Context, Decimal, localcontext
 
 import llvmlite.ir as ir
@@ -136,10 +135,7 @@ def _(context, builder, sig, args):
 
 
 # Bits of sqrt(1/2): taking them away first puts every mantissa into [sqrt(1/2), sqrt(2)).
-_ROOT_HALF = {
-    23: struct.unpack("<i", struct.pack("<f", 0.5**0.5))[0],
-    52: struct.unpack("<q", struct.pack("<d", 0.5**0.5))[0],
-}
+_ROOT_HALF = {23: int(_bits(np.float32(0.5**0.5))), 52: int(_bits(np.float64(0.5**0.5)))}
 
 
 def exponent_of(x, offset):

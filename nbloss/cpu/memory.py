@@ -11,9 +11,11 @@ from nbloss.cpu.arithmetic import (
     call,
     compiled_raw,
     in_all_lanes,
+    ints,
     llvm_vector,
     nothing,
     processor_has,
+    vector_of_ints,
 )
 from nbloss.cpu.lanes import lanes
 from nbloss.half import decoded, encoded
@@ -44,22 +46,14 @@ def pointer_to(context, builder, a_type, a, index, index_type, to):
     return builder.bitcast(builder.gep(array.data, [index]), to.as_pointer())
 
 
-def _wide_bits(vt):
-    return ir.VectorType(ir.IntType(32), vt.count)
-
-
-def _const(vt, value):
-    return ir.Constant(vt, [value] * vt.count)
-
-
 def decode(builder, dtype, raw, vt):
     """What is stored, in the type that is computed with; other integers than those of 16 bits are numbers."""
     if dtype == types.uint16:  # float16
         half = builder.bitcast(raw, ir.VectorType(ir.HalfType(), vt.count))
         return builder.fpext(half, vt)
     if dtype == types.int16:  # bfloat16: the upper half of a float32
-        it = _wide_bits(vt)
-        return builder.bitcast(builder.shl(builder.zext(raw, it), _const(it, 16)), vt)
+        it = vector_of_ints(vt)
+        return builder.bitcast(builder.shl(builder.zext(raw, it), ints(vt, 16)), vt)
     if isinstance(dtype, types.Integer):
         return builder.sitofp(raw, vt) if dtype.signed else builder.uitofp(raw, vt)
     if dtype.bitwidth > 32 and vt.element == FLOAT[32]:
@@ -68,6 +62,7 @@ def decode(builder, dtype, raw, vt):
 
 
 def encode(builder, dtype, value):
+    """The way back, to arrays of floats and of the 16-bit integers that stand for half precision."""
     vt = value.type
     if dtype == types.uint16:
         half = builder.fptrunc(value, ir.VectorType(ir.HalfType(), vt.count))
@@ -77,13 +72,13 @@ def encode(builder, dtype, value):
         short = builder.fptrunc(value, ir.VectorType(BFloat(), vt.count))
         return builder.bitcast(short, ir.VectorType(ir.IntType(16), vt.count))
     if dtype == types.int16:
-        it = _wide_bits(vt)
+        it = vector_of_ints(vt)
         bits = builder.bitcast(value, it)
-        odd = builder.and_(builder.lshr(bits, _const(it, 16)), _const(it, 1))
-        rounded = builder.add(builder.add(bits, _const(it, 0x7FFF)), odd)
-        quiet = builder.or_(bits, _const(it, 0x400000))
+        odd = builder.and_(builder.lshr(bits, ints(vt, 16)), ints(vt, 1))
+        rounded = builder.add(builder.add(bits, ints(vt, 0x7FFF)), odd)
+        quiet = builder.or_(bits, ints(vt, 0x400000))
         bits = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-        return builder.trunc(builder.lshr(bits, _const(it, 16)), ir.VectorType(ir.IntType(16), vt.count))
+        return builder.trunc(builder.lshr(bits, ints(vt, 16)), ir.VectorType(ir.IntType(16), vt.count))
     return value
 
 

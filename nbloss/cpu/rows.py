@@ -7,6 +7,7 @@ whose exponentials take the place of those. So memory is busy all the time (1.15
 
 import numpy as np
 
+from nbloss.cpu.per_row import gradient_facts
 from nbloss.cpu.results import dense_gap, fill_row
 from nbloss.cpu.simd import (
     add_wide,
@@ -36,7 +37,6 @@ from nbloss.cpu.targets import (
     PROBABILITIES,
     add_gap,
     row_loss,
-    target_gradient,
 )
 from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, line_of, put_off, write_chunk
 from nbloss.cpu.vecmath import log1p, scale_change, scale_of, scaled_exp
@@ -264,17 +264,14 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         if form == LOG_SOFTMAX:
             log_norm = broadcast(lane(log1p(broadcast(r, np.float64(0.0))), 0), like)
         factor = broadcast(upstream[i, 0] if upstream.shape[0] else scratch.own_factor, like)
-        a = broadcast(kept + mass, like)
-        whole = broadcast(norm, like)
-        spread = uniform * w_t  # what smoothing leaves on the target
-        q_t, slack = broadcast(kept + spread, like), broadcast(mass - spread, like)
-        at_target = factor * target_gradient(broadcast(rest, like), broadcast(own, like), whole, a, q_t, slack)
-        of_max = broadcast(exp_max, like)
-        if kind == NO_TARGET and form == GRADIENT and lane(of_max / whole, 0) == 1.0:  # products with the slope miss it
-            target, at_target = _place(row, np.int64(0), n, lane(m, 0), like), broadcast(1.0, like)
+        of_max, others, of_target = broadcast(exp_max, like), broadcast(rest, like), broadcast(own, like)
+        a, slope, at_target = gradient_facts(
+            mode, factor, w_t, of_max, others, of_target, broadcast(norm, like), kept, broadcast(mass, like)
+        )
+        if kind == NO_TARGET and form == GRADIENT and lane(at_target, 0) == 1.0:  # products with the slope miss it
+            target = _place(row, np.int64(0), n, lane(m, 0), like)
         # What smoothing takes from every class, if it takes the same; -0.0 changes no zero.
         shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
-        slope = a / whole
         put_off(scratch, m, r, log_norm, factor, a, slope, shift, of_max, at_target, reference, target, keep)
         unwritten = i
     return (np.float64(lane(m, 0)), np.float64(x_t), r, np.float64(kept), gap, np.float64(mass)), top, unwritten
@@ -294,7 +291,8 @@ def rows(operands, mode, unit, like, scratch):
     short = n <= SHORT * lanes(like)
     unwritten = np.int64(-1)
     for i in range(start, stop):
-        found, top, unwritten = _row(operands, mode, i, top, line_of(x, min(i + 1, stop - 1)), unwritten, scratch, like)
+        following = line_of(x, min(i + 1, stop - 1))
+        found, top, unwritten = _row(operands, mode, i, top, following, unwritten, scratch, like)
         here = only(i - start, m)
         m, x_t, r = where(here, found[0], m), where(here, found[1], x_t), where(here, found[2], r)
         kept, gap, mass = where(here, found[3], kept), where(here, found[4], gap), where(here, found[5], mass)

@@ -2,8 +2,8 @@
 
 Numba has no SIMD type, and its loops vectorise only when LLVM agrees; what it then chooses (width, order of a
 sum, fused operations) changes with the machine and the call site. Here a ``Vec`` is 64 bytes of float32 or
-float64 whatever the machine: LLVM splits it where registers are shorter. The order of every sum is therefore
-written in the kernel, and results have the same bits serial, parallel, aligned or not.
+float64 whatever the machine, a pair of them 128: LLVM splits it where registers are shorter. The order of every sum
+is therefore written in the kernel, and results have the same bits serial, parallel, aligned or not.
 
 Each primitive of the modules that are gathered here is a plain Python function that says, on NumPy arrays, what it
 does (this is what runs with the JIT off), followed by the LLVM that compiled kernels get for it.

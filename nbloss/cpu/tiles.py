@@ -1,6 +1,6 @@
 """A tile of rows, vectors across rows, for few classes or for a class axis that is not last.
 
-A tile (classes, lanes) is copied next to the core, where strides cost nothing.
+A tile (classes, vectors of rows, lanes) is copied next to the core, where strides cost nothing.
 """
 
 import numpy as np
