@@ -40,6 +40,7 @@ from nbloss.cpu.targets import (
     add_gap,
     dense_gradient,
     row_loss,
+    two_sum,
 )
 from nbloss.cpu.vecmath import log1p, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
@@ -178,6 +179,19 @@ def _next_tile(x, low, k, breadth, lined_up, like):
 
 
 @inline
+def _add(to, x):
+    """(a sum, what rounding took from it) with x added."""
+    total, lost = two_sum(to[0], x)
+    return total, to[1] + lost
+
+
+@inline
+def _sum(parts):
+    total, lost = parts
+    return total + where(lost == lost, lost, 0.0)  # NaN where the sum is infinite
+
+
+@inline
 def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead, fetched):
     """One vector of rows with maxima m: its classes lie at tile[at], tile[at + lead], …, where the result is left.
 
@@ -196,10 +210,11 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead, fetche
     ahead, left = fetched
     breadth, next_class = scratch.breadth, x.strides[1] // x.itemsize - (scratch.breadth - 1) * lanes(like)
     # Sums leave out the target, or else all classes that attain the maximum.
-    rest = gap = mass = x_t = ties = zero
+    rest = gap = mass = ties = zero, zero
+    x_t = zero
     beside = broadcast(NEG_INF, like)
-    for block in range(0, classes, 64):  # two levels of sums: the error grows with 64 + classes / 64
-        rest_block = gap_block = mass_block = zero
+    for block in range(0, classes, 64):  # sums of 64 classes, and of these with what rounding takes from it
+        rest_block = gap_block = mass_block = ties_block = zero
         for j in range(block, min(block + 64, classes)):
             v = load(tile, j * lead + at, like)
             beside = maximum(load(tile, j * lead + at + lanes(like), like), beside)
@@ -217,15 +232,18 @@ def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead, fetche
                 x_t = where(left_out, v, x_t)
             else:
                 left_out = v == m
-                ties = where(left_out, ties + 1.0, ties)
+                ties_block = where(left_out, ties_block + 1.0, ties_block)
             rest_block = where(left_out, rest_block, rest_block + e)
             if kind == PROBABILITIES or uniform != 0.0:
                 mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
                 gap_block = add_gap(gap_block, mass_j, m, v)
                 mass_block = mass_block + mass_j
-        rest = rest + rest_block
-        gap = gap + gap_block
-        mass = mass + mass_block
+        rest = _add(rest, rest_block)
+        if kind != CLASS_INDEX:
+            ties = _add(ties, ties_block)
+        if kind == PROBABILITIES or uniform != 0.0:
+            gap, mass = _add(gap, gap_block), _add(mass, mass_block)
+    rest, ties, gap, mass = _sum(rest), _sum(ties), _sum(gap), _sum(mass)
     own = exp_max
     if kind == CLASS_INDEX:
         if uniform != 0.0:  # known in float64: summed here, it was off by 90 ulp for 128256 classes
