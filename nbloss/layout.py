@@ -23,17 +23,21 @@ def same(value: Array, shape: tuple[int, ...]) -> Array:
 
 
 def pointwise_pieces(arrays: Sequence[Array]) -> Iterator[tuple[Array, ...]]:
-    """Views (outer, inner) of arrays of one shape; the first array decides which axis is the inner one."""
+    """Views (outer, inner) of arrays of one shape; the first array decides which axis is the inner one, and the longest
+    other one is the outer.
+    """
     if all(a.flags.c_contiguous or not any(a.strides) for a in arrays):
         yield tuple(a.reshape(1, -1) for a in arrays)
         return
     first = arrays[0]
     order = sorted(range(first.ndim), key=lambda axis: -abs(first.strides[axis]))
     turned = [a.transpose(order) for a in arrays]
-    shape = _merged(turned)
-    looped, kept = shape[:-2], ([1, *shape] if len(shape) == 1 else shape[-2:])
-    turned = [a.reshape(*looped, *kept) for a in turned]
-    for index in np.ndindex(*looped):
+    *others, inner = _merged(turned)
+    outer = max(range(len(others)), key=lambda k: (others[k], k), default=-1)
+    if outer < 0:
+        others, outer = [1], 0
+    turned = [np.moveaxis(a.reshape(*others, inner), outer, -2) for a in turned]
+    for index in np.ndindex(*turned[0].shape[:-2]):
         yield tuple(a[index] for a in turned)
 
 
