@@ -12,7 +12,7 @@ import sys
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -165,11 +165,15 @@ def unfused() -> Iterator[None]:
     """Have kernels compiled that round each product before it is added to something, but where they call `fma`.
 
     NVVM fuses what it likes, and Numba has no option to tell it not to: a loss would have other bits where its gradient
-    is computed too, and u w - w u need not be 0.
+    is computed too, and u w - w u need not be 0. What other threads compile meanwhile is left alone.
     """
     with _compiling:
-        compile_ir = nvvm.compile_ir
-        nvvm.compile_ir = partial(compile_ir, fma=0)
+        compile_ir, thread = nvvm.compile_ir, threading.get_ident()
+
+        def unfused_here(ir: Any, **options: Any) -> Any:
+            return compile_ir(ir, **options, **({"fma": 0} if threading.get_ident() == thread else {}))
+
+        nvvm.compile_ir = unfused_here
         try:
             yield
         finally:
