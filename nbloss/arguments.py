@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from typing import Any, SupportsIndex, cast, get_args
+from typing import Any, Literal, SupportsIndex, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,12 +49,16 @@ def _as_array(name: str, value: ArrayLike) -> Array:
     return array
 
 
-def as_real(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
-    """A target or weight: floating, integer or bool, as floats."""
+def converted(array: Array, dtype: np.dtype[Any], order: Literal["K", "C"] = "K") -> Array:
+    """The array in a dtype; without a warning, what is beyond the dtype is inf."""
+    with np.errstate(all="ignore"):
+        return array.astype(dtype, order=order, copy=False)
+
+
+def as_real(name: str, value: ArrayLike) -> Array:
+    """A target or weight: floating, integer or bool."""
     array = _as_array(name, value)
-    if array.dtype.kind in "iub":
-        return array.astype(dtype)
-    return as_floats(name, array, "integer, bool, ")
+    return array if array.dtype.kind in "iub" else as_floats(name, array, "integer, bool, ")
 
 
 def _as_operand(name: str, value: ArrayLike, x: Array) -> Array:
@@ -61,8 +66,7 @@ def _as_operand(name: str, value: ArrayLike, x: Array) -> Array:
     array = _as_array(name, value)
     if array.dtype in READ_AS_GIVEN and not (is_device_view(x) or is_device_view(array)):
         return array
-    dtype = compute_dtype(x.dtype)
-    return as_real(name, array, dtype).astype(dtype, copy=False)
+    return converted(as_real(name, array), compute_dtype(x.dtype))
 
 
 def _as_target(target: ArrayLike, rows: tuple[int, ...]) -> Array:
@@ -98,11 +102,15 @@ def _reduction(value: object) -> Reduction:
     raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {shown(value)}")
 
 
-def normal_axis(axis: SupportsIndex, ndim: int) -> int:
+def _integer(name: str, value: SupportsIndex) -> int:
     try:
-        index = operator.index(axis)
+        return int(operator.index(value))
     except TypeError:
-        raise TypeError(f"axis must be an integer, got {shown(axis)}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
+
+
+def normal_axis(axis: SupportsIndex, ndim: int) -> int:
+    index = _integer("axis", axis)
     if not -ndim <= index < ndim:
         raise np.exceptions.AxisError(f"axis must be between {-ndim} and {ndim - 1} for {ndim} dimensions, got {index}")
     return index % ndim
@@ -111,10 +119,10 @@ def normal_axis(axis: SupportsIndex, ndim: int) -> int:
 def _class_weight(value: ArrayLike | None, classes: int, dtype: np.dtype[Any]) -> Array | None:
     if value is None:
         return None
-    weight = as_real("weight", value, dtype)
+    weight = as_real("weight", value)
     if weight.shape != (classes,):
         raise ValueError(f"weight must have shape ({classes},), one for each class, got {weight.shape}")
-    return weight.astype(dtype, order="C", copy=False)
+    return converted(weight, dtype, "C")
 
 
 def _broadcast_weight(name: str, value: ArrayLike | None, x: Array) -> Array | None:
@@ -122,7 +130,7 @@ def _broadcast_weight(name: str, value: ArrayLike | None, x: Array) -> Array | N
         return None
     weight = _as_operand(name, value, x)
     if weight.shape != x.shape or not weight.ndim:  # little to convert, for which no other kernel is compiled
-        weight = weight.astype(compute_dtype(x.dtype), copy=False)
+        weight = converted(weight, compute_dtype(x.dtype))
     try:
         return np.broadcast_to(weight, x.shape, subok=True)
     except ValueError:
@@ -164,7 +172,8 @@ def class_axis(argument: str, x: Array, axis: SupportsIndex) -> int:
     """The class axis of a loss: as asked for, and the only one where logits are one row."""
     if x.ndim == 0:
         raise ValueError(f"{argument} must have at least one dimension, its classes")
-    return 0 if x.ndim == 1 and axis == 1 else normal_axis(axis, x.ndim)
+    index = _integer("axis", axis)
+    return 0 if x.ndim == 1 and index == 1 else normal_axis(index, x.ndim)
 
 
 def cross_entropy(
@@ -184,10 +193,12 @@ def cross_entropy(
         if isinstance(label_smoothing, (str, bytes)):
             raise TypeError
         smoothing = float(label_smoothing)
+    except OverflowError:
+        smoothing = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"label_smoothing must be a number, got {shown(label_smoothing)}") from None
     if not 0.0 <= smoothing <= 1.0:
-        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {shown(label_smoothing)}")
     problem = _over_classes(logits, where, weight, ignore_index, reduction, check)
     problem.label_smoothing = smoothing
     wanted = _as_target(target, problem.shape)
@@ -251,10 +262,7 @@ def rows(x: ArrayLike, axis: SupportsIndex) -> Rowwise:
 
 
 def _ignore_index(value: SupportsIndex) -> int:
-    try:
-        index = int(operator.index(value))
-    except TypeError:
-        raise TypeError(f"ignore_index must be an integer, got {shown(value)}") from None
+    index = _integer("ignore_index", value)
     if not -(2**63) <= index < 2**63:
         raise ValueError(f"ignore_index must be an int64, got {index}")
     return index

@@ -203,8 +203,8 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
         means 1. The gradient is that of ``sum(grad_output * loss)`` with respect to the first argument, in its shape
         and dtype. `out` receives it: a writable array of that shape and dtype and of any strides, which may be the
         first argument itself; another dtype is a TypeError, another shape, a read-only array or any other overlap with
-        an argument a ValueError. A call that raises has changed no input, in place included; any other `out` may
-        hold anything then.
+        an argument a ValueError. A call that raises has changed no input, in place included, unless Ctrl-C ends it on
+        its way; any other `out` may hold anything then.
         """
         setattr(value, short, method)
     return cast("Loss[P]", value)

@@ -30,7 +30,8 @@ def refuse_labels(labels: Array, classes: int, ignore_index: int) -> None:
 
 def refuse_probabilities(probs: Array) -> None:
     """ValueError for the first probability outside [0, 1], if there is one."""
-    bad = (probs < 0) | (probs > 1)
+    with np.errstate(invalid="ignore"):  # NaN of ml_dtypes' bfloat16
+        bad = (probs < 0) | (probs > 1)
     if bad.any():
         place, value = _first(probs, bad)
         raise ValueError(f"probs must be in [0, 1], got probs{place} = {value}")

@@ -5,7 +5,8 @@ in the tests), the CPU's vectors and the GPU's scalars: a backend calls `bind` t
 own ``exp``, ``log1p``, ``where``, … and its own typed constants.
 
 Pointwise losses are functions ``(x, t, pos_weight) -> (value, gradient, outside)``; ``outside`` is true where
-the input lies outside the loss's domain. A compiler drops whatever a kernel does not use.
+the input lies outside the loss's domain: a kernel makes that gradient 0, whatever it is multiplied by. A compiler
+drops whatever a kernel does not use.
 
 Row-wise losses start from two numbers a row, its maximum m and
 
@@ -111,7 +112,7 @@ def binary_cross_entropy(p, t, pos_weight):
     outside = small < ZERO
     value = fma(-mass, maximum(LOG_FLOOR, log_unit(small)), (mass - ONE) * log_complement(small))
     gradient = (p - t) / maximum(VARIANCE_FLOOR, p * rest)
-    return where(outside, NAN, value), where(outside, ZERO, gradient), outside
+    return where(outside, NAN, value), gradient, outside
 
 
 def mse_loss(x, t, pos_weight):

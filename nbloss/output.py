@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbloss.arguments import as_real
+from nbloss.arguments import as_real, converted
 from nbloss.problem import FLOAT64, Array, Pointwise, Rowwise, compute_dtype, device_of, is_device_view
 
 _APART = "{} must be where the input is: both on the host, or both on one device"
@@ -23,10 +23,9 @@ def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Arr
     if grad_output is None:
         return _ONE
     computed = compute_dtype(problem.x.dtype)
-    factor = as_real("grad_output", grad_output, computed if is_device_view(grad_output) else FLOAT64)
+    factor = as_real("grad_output", grad_output)
     each = is_device_view(factor) or (factor.ndim and isinstance(problem, Pointwise))
-    with np.errstate(over="ignore"):  # what is beyond the type is inf
-        factor = factor.astype(computed if each else FLOAT64, copy=False)
+    factor = converted(factor, computed if each else FLOAT64)
     if device_of(factor) != device_of(problem.x) and (factor.ndim or is_device_view(factor)):
         raise TypeError(_APART.format("grad_output"))
     if factor.ndim == 0 or (problem.reduction == "none" and factor.shape == problem.shape):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nbloss.arguments import converted
 from nbloss.output import begin_together, empty_like
 from nbloss.problem import LOSS_ONLY, Array, Pointwise, Rowwise
 
@@ -75,7 +76,7 @@ def replay(
 
 def _with_converted(plan: Callable[..., Any], name: str, dtype: np.dtype[Any], *args: Any, **weights: Array) -> Any:
     """The plan, with a weight that it does not take as given."""
-    weights[name] = weights[name].astype(dtype)
+    weights[name] = converted(weights[name], dtype)
     return plan(*args, **weights)
 
 

@@ -189,6 +189,18 @@ def test_planes_past_the_caches(rng, monkeypatch, dtype, inner):
         assert bits(nbloss.cross_entropy.value_and_grad(out, labels, out=out)) == bits(expected), (offset, "in place")
 
 
+@pytest.mark.parametrize("size", [9000, 2**19 + 40])
+def test_alignment_of_weights(rng, size):
+    """What a mean is divided by is the same sum wherever weights begin."""
+    x, t, weight = rng.random((3, size))
+    for kind in (np.float32, np.float64):
+        given = weight.astype(kind)
+        apart = np.empty(given.nbytes + 1, np.uint8)[1:].view(kind)
+        apart[:] = given
+        aligned, other = (nbloss.mse_loss.value_and_grad(x, t, weight=w) for w in (given, apart))
+        assert bits(aligned) == bits(other)
+
+
 def test_repeats(rng):
     for name, call, x, target in calls(rng, np.float32):
         assert len({tuple(bits(call(x, target))) for _ in range(100)}) == 1, name

@@ -4,6 +4,7 @@ import inspect
 import io
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from ml_dtypes import float8_e5m2  # of the kind of floats, unlike other float8s
@@ -117,6 +118,31 @@ def test_unchecked_values_give_nan_and_no_gradient(backend):
     )
     np.testing.assert_array_equal(np.isnan(loss), [False, True, True])
     np.testing.assert_array_equal(gradient[1:], [0, 0])
+    for size in (3, 100):
+        probs = np.full(size, 1.5, np.float32)
+        for options in ({"grad_output": np.inf}, {"weight": np.full(size, np.nan, np.float32)}):
+            gradient = nbloss.binary_cross_entropy.grad(probs, np.ones(size, np.float32), check=False, **options)
+            np.testing.assert_array_equal(gradient, np.zeros(size))
+
+
+def test_numbers_beyond_float32_without_a_warning():
+    """As weights, targets and `grad_output` they are inf, or 0, whatever NumPy is told to do about such numbers."""
+    x, t = np.full((2, 3), 2, np.float32), np.zeros((2, 3), np.float32)
+    with np.errstate(all="raise"):
+        for weight in (1e300, [1e300, 1, 1], np.array([[1e300], [1.0]])):
+            assert nbloss.binary_cross_entropy(t, t + 1, weight=weight, reduction="sum") == np.inf
+            assert nbloss.binary_cross_entropy_with_logits(x, t + 1, pos_weight=weight, reduction="sum") == np.inf
+        assert nbloss.mse_loss(x, t, weight=1e-60, reduction="sum") == 0
+        assert np.isnan(nbloss.mse_loss(x, t, weight=[np.inf, -np.inf, 1]))
+        assert nbloss.mse_loss(x, np.full((2, 3), 1e300, ">f8")) == np.inf
+        assert not np.isfinite(nbloss.cross_entropy(x, [0, 0], weight=[1e300, 1, 1], reduction="sum"))
+        assert np.isinf(nbloss.mse_loss.grad(x, t, grad_output=1e300, reduction="sum")).all()
+        assert np.isinf(nbloss.cross_entropy.grad(x, [0, 1], grad_output=1e300, reduction="sum")).all()
+        gradient = nbloss.mse_loss.grad(x, t, grad_output=np.full((2, 3), 1e-60), reduction="none")
+        np.testing.assert_array_equal(gradient, 0 * x)
+        probs = np.array([np.nan, 1.5], ml_dtypes.bfloat16)
+        with pytest.raises(ValueError, match=r"probs must be in \[0, 1\], got probs\[1\] = 1.5"):
+            nbloss.binary_cross_entropy(probs, [0, 1])
 
 
 @pytest.mark.parametrize("name", ROWWISE + POINTWISE)
@@ -308,7 +334,9 @@ class TestRowwise:
         refuses(
             np.exceptions.AxisError, r"axis must be between -2 and 1", getattr(nbloss, name), *arguments(name), axis=-3
         )
-        refuses(TypeError, r"axis must be an integer", getattr(nbloss, name), *arguments(name), axis=0.5)
+        for wrong in (0.5, np.array([0, 1])):
+            refuses(TypeError, r"axis must be an integer", getattr(nbloss, name), *arguments(name), axis=wrong)
+            refuses(TypeError, r"axis must be an integer", getattr(nbloss, name), np.ones(3), 0, axis=wrong)
 
     def test_no_dimension(self, name):
         refuses(ValueError, r"must have at least one dimension", getattr(nbloss, name), np.array(1.0), 0)
@@ -321,7 +349,7 @@ class TestRowwise:
 
 
 def test_label_smoothing():
-    for value in (-0.1, 1.1, np.nan):
+    for value in (-0.1, 1.1, np.nan, 10**400):
         refuses(
             ValueError,
             r"label_smoothing must be between 0 and 1",

@@ -137,7 +137,7 @@ def _driver(formula, memory_for, unit_of):
                 factor = pair(same_factor, same_factor)
                 if not is_same:
                     factor = _at(weight, same_w, j, like) * _at(upstream, same_u, j, like)
-                one, other = halves(slope * factor)
+                one, other = halves(where(outside, 0.0, slope * factor))
                 if aligned < 0:
                     store(gradient, j, one)
                     store(gradient, j + step, other)
@@ -226,7 +226,7 @@ def _driver(formula, memory_for, unit_of):
                     value_sum = add_wide(value_sum, where(inside, value, 0.0))
                 if want & WANT_GRADIENT:
                     slope = slope * (w * _operand(upstream, same_u, j, count, like))
-                    write(gradient, j, count, slope, like)
+                    write(gradient, j, count, where(outside, 0.0, slope), like)
             begin, end = whole, stop
         return total(value_sum), np.float64(total(faults))
 

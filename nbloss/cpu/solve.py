@@ -188,7 +188,9 @@ def _total_weight(weight: Array, size: int) -> float:
         problem = Pointwise(pointwise_kernels.ITSELF, own, own, None, None, "sum", check=False)
         total = _pointwise_sums(problem, WANT_VALUE, one, None, None)[0](own, own, one, one, one, none, none)[0]
     else:
-        total = float(np.add.reduce(own, axis=None, dtype=np.float64))
+        aligned = own if own.flags.aligned else own.copy()  # others NumPy adds in another order
+        with np.errstate(all="ignore"):
+            total = float(np.add.reduce(aligned, axis=None, dtype=np.float64))
     return total * (size // max(own.size, 1))
 
 

@@ -133,7 +133,7 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
                     ts[k] = value * ws[k] if weighted else value
                 if gradient_wanted:
                     share = scale * us[k] if upstream else scale
-                    xs[k] = slope * (ws[k] * share if weighted else share)
+                    xs[k] = nothing if outside else slope * (ws[k] * share if weighted else share)
             if gradient_wanted:
                 write_x(xs, out, i, j, straight, count, inner)
             if kept:

@@ -64,7 +64,9 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     if x.size:
         faults = at + FAULTS if ahead and problem.check else 0
         factor_at, scale = (at + FACTOR, 1.0) if ahead and by_labels else (0, scale)
-        _run_rowwise(problem, form, out, loss, factor, factor_at, faults, dtype.type(scale))
+        with np.errstate(over="ignore"):  # a gradient beyond its dtype is inf
+            number = dtype.type(scale)
+        _run_rowwise(problem, form, out, loss, factor, factor_at, faults, number)
     elif loss is not None:
         labels_here = None if labels is None else home.download(labels)
         loss = home.upload(without_classes(problem, labels_here, dtype))
