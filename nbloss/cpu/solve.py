@@ -106,9 +106,10 @@ def _rounded(value: float, dtype: np.dtype[Any]) -> Array:
 
 def _pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> tuple[Plan, bool]:
     shape, size, dtype, check = problem.x.shape, problem.x.size, compute_dtype(problem.x.dtype), problem.check
-    unreduced, each = value and problem.reduction == "none", factor.ndim > 0
+    unreduced = value and problem.reduction == "none"
     known = None if has_weighted_mean(problem) else float(size) if problem.reduction == "mean" else 1.0
-    unit = factor if each else _rounded(1.0 if known is None else divided(1.0, known), dtype)
+    # What gradients are multiplied by where `run` is given 1: one number, or the factor of each element itself.
+    unit = factor if factor.ndim else _rounded(1.0 if known is None else divided(1.0, known), dtype)
     loss = np.empty(shape, dtype) if unreduced else None
     driver, lasting = _pointwise_sums(problem, wanted(value, out), unit, out, loss)
     ahead = _pointwise_sums(problem, 0, unit, None, None)[0] if in_place and checks_values(problem) else None
@@ -123,7 +124,7 @@ def _pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: boo
         pos_weight: Array = ones,
     ) -> Any:
         count = _total_weight(weight, size) if known is None else known
-        scale = unit if each or (factor == 1.0 and known is not None) else _rounded(divided(factor, count), dtype)
+        scale = unit if factor == 1.0 and known is not None else _rounded(divided(factor, count), dtype)
         loss = np.empty(shape, dtype) if unreduced else nothing
         if ahead is not None and ahead(x, target, weight, pos_weight, scale, nothing, nothing)[1]:
             refuse_probabilities(x)
