@@ -245,7 +245,7 @@ def _rowwise_sums(
             bad, divisor = scan_labels(labels, weight, problem.x.shape[problem.axis], problem.ignore_index)
             if bad and scan == CHECKED:
                 return total, bad, divisor
-        if stage == LOSS_ONLY and not x.size:
+        if not x.size:
             empty = without_classes(problem, problem.labels, weight.dtype)
             total = float(empty.sum())
             if loss is not None:
