@@ -33,9 +33,8 @@ def pointwise_pieces(arrays: Sequence[Array]) -> Iterator[tuple[Array, ...]]:
     order = sorted(range(first.ndim), key=lambda axis: -abs(first.strides[axis]))
     turned = [a.transpose(order) for a in arrays]
     *others, inner = _merged(turned)
-    outer = max(range(len(others)), key=lambda k: (others[k], k), default=-1)
-    if outer < 0:
-        others, outer = [1], 0
+    others = others or [1]
+    outer = max(range(len(others)), key=lambda k: (others[k], k))
     turned = [np.moveaxis(a.reshape(*others, inner), outer, -2) for a in turned]
     for index in np.ndindex(*turned[0].shape[:-2]):
         yield tuple(a[index] for a in turned)

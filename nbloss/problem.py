@@ -115,6 +115,12 @@ def divided(total: float, count: float) -> float:
     return math.nan if total == 0 or math.isnan(total) else math.copysign(math.inf, total)
 
 
+def rounded(value: float, dtype: np.dtype[Any]) -> Array:
+    """A number as a 0-d array: what is beyond the dtype is inf, without a warning."""
+    with np.errstate(over="ignore"):
+        return np.array(value, dtype)
+
+
 # --- arrays -------------------------------------------------------------------------------------------------
 
 FLOAT32, FLOAT64 = np.dtype("f4"), np.dtype("f8")

@@ -194,7 +194,7 @@ def test_targets_and_weights_of_other_dtypes(rng, dtype, kind, shape):
                     np.testing.assert_array_max_ulp(result, expected, 2)
 
 
-@pytest.mark.skipif(CUDA, reason="how weights are summed on the CPU")
+@pytest.mark.cpu  # how it sums weights
 @pytest.mark.parametrize("kind", [*DTYPES, "i4", ">f4"])
 def test_mean_over_many_weights(rng, kind):
     """From 2^19 on, a kernel sums those of floating types, of any layout and sign."""

@@ -34,6 +34,7 @@ from nbloss.problem import (
     compute_dtype,
     divided,
     has_weighted_mean,
+    rounded,
     wanted,
     without_classes,
 )
@@ -96,11 +97,6 @@ def _reduced(total: float, count: float, one: Any) -> Any:
         return type(one)(value)
 
 
-def _rounded(value: float, dtype: np.dtype[Any]) -> Array:
-    with np.errstate(over="ignore"):  # a gradient beyond its dtype is inf
-        return np.array(value, dtype)
-
-
 # --- pointwise ----------------------------------------------------------------------------------------------
 
 
@@ -109,7 +105,7 @@ def _pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: boo
     unreduced = value and problem.reduction == "none"
     known = None if has_weighted_mean(problem) else float(size) if problem.reduction == "mean" else 1.0
     # What gradients are multiplied by where `run` is given 1: one number, or the factor of each element itself.
-    unit = factor if factor.ndim else _rounded(1.0 if known is None else divided(1.0, known), dtype)
+    unit = factor if factor.ndim else rounded(1.0 if known is None else divided(1.0, known), dtype)
     loss = np.empty(shape, dtype) if unreduced else None
     driver, lasting = _pointwise_sums(problem, wanted(value, out), unit, out, loss)
     ahead = _pointwise_sums(problem, 0, unit, None, None)[0] if in_place and checks_values(problem) else None
@@ -124,7 +120,7 @@ def _pointwise(problem: Pointwise, value: bool, out: Array | None, in_place: boo
         pos_weight: Array = ones,
     ) -> Any:
         count = _total_weight(weight, size) if known is None else known
-        scale = unit if factor == 1.0 and known is not None else _rounded(divided(factor, count), dtype)
+        scale = unit if factor == 1.0 and known is not None else rounded(divided(factor, count), dtype)
         loss = np.empty(shape, dtype) if unreduced else nothing
         if ahead is not None and ahead(x, target, weight, pos_weight, scale, nothing, nothing)[1]:
             refuse_probabilities(x)
@@ -143,12 +139,14 @@ def _pointwise_sums(
     """What gives (sum of losses, faults) of operands, and whether it does of any that lie like these."""
     if not scale.ndim:
         calls = list(islice(_pointwise_calls(problem, want, scale, out, loss), 2))
-        if len(calls) == 1 and calls[0][0].is_one_call:
+        if len(calls) == 1:
             return calls[0][0].quickest(), True
+    writes, keeps = out is not None, loss is not None  # the arrays themselves are given anew
 
-    def sums(x: Array, target: Array, weight: Array, pos_weight: Array, scale: Array, *written: Array) -> list[float]:
-        given = (a if known is not None else None for a, known in zip(written, (out, loss)))
-        found = [call(*operands) for call, operands in _pointwise_calls(problem, want, scale, *given)]
+    def sums(*operands: Array) -> list[float]:
+        scale, gradient, losses = operands[4:]
+        calls = _pointwise_calls(problem, want, scale, gradient if writes else None, losses if keeps else None)
+        found = [call(*piece) for call, piece in calls]
         return [sum(column) for column in zip(*found)] or [0.0, 0.0]
 
     return sums, False
@@ -238,6 +236,8 @@ def _rowwise_sums(
         if len(calls) == 1 and calls[0][0].is_one_call and (not scan or can_scan(calls[0][1].t)):
             return calls[0][0].quickest(), True
 
+    writes, keeps = out is not None, loss is not None  # the arrays themselves are given anew
+
     def sums(x: Array, labels: Array, masses: Array, weight: Array, *more: Any) -> Sequence[float]:
         _, written, losses, multiplier, divisor = more
         bad = total = 0.0
@@ -248,10 +248,10 @@ def _rowwise_sums(
         if not x.size:
             empty = without_classes(problem, problem.labels, weight.dtype)
             total = float(empty.sum())
-            if loss is not None:
+            if keeps:
                 losses[...] = empty
-        given = None if out is None else written, None if loss is None else losses
-        for call, operands in _rowwise_calls(problem, stage, 0, factor, *given):
+        calls = _rowwise_calls(problem, stage, 0, factor, written if writes else None, losses if keeps else None)
+        for call, operands in calls:
             total += call(*operands, multiplier, divisor)[0]
         return total, bad, divisor
 

@@ -171,7 +171,7 @@ def unfused() -> Iterator[None]:
         compile_ir, thread = nvvm.compile_ir, threading.get_ident()
 
         def unfused_here(ir: Any, **options: Any) -> Any:
-            return compile_ir(ir, **options, **({"fma": 0} if threading.get_ident() == thread else {}))
+            return compile_ir(ir, **({"fma": 0, **options} if threading.get_ident() == thread else options))
 
         nvvm.compile_ir = unfused_here
         try:

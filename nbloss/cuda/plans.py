@@ -33,28 +33,33 @@ def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], ther
     layouts = {k: layout_of(names[k], values[k], pointer) for k in there}
     key = _key(entry, names, values, layouts)
     try:
-        plan = _plans.get(key)
-        if plan is None and key in _plans:
-            plan = _plans[key] = _rehearsed(solve, names, values, layouts)
-        made = None
-        if plan is not None:
-            home = Home(layouts[0].number, stream)
-            with device.memory().on(home.number):
-                made = plan.done(home, layouts.values(), values)
-        if made is None:
-            homes = {k: Home(layout.number, stream) for k, layout in layouts.items()}
-            views = {k: arrived(names[k], values[k], layout, homes[k]) for k, layout in layouts.items()}
-            loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
-            made = delivered(loss), delivered(gradient)
-            if key is not None and plan is None:
-                if len(_plans) >= MOST_PLANS:
-                    _plans.clear()
-                _plans[key] = None
+        return _made(key, solve, names, values, layouts, stream)
     finally:  # a call that raises may have started something too
         for k, layout in layouts.items():
             if isinstance(values[k], DeviceArray):
                 # It is read and given back in the order of its own stream, which knows nothing of what the call does.
                 device.memory().order(layout.number, pointer, values[k].stream)
+
+
+def _made(
+    key: Key | None, solve: Solve, names: Sequence[str], values: list[Any], layouts: Layouts, stream: object
+) -> tuple[Any, Any]:
+    plan = _plans.get(key)
+    if plan is None and key in _plans:
+        plan = _plans[key] = _rehearsed(solve, names, values, layouts)
+    made = None
+    if plan is not None:
+        home = Home(layouts[0].number, stream)
+        with device.memory().on(home.number):
+            made = plan.done(home, layouts.values(), values)
+    if made is None:
+        views = {k: arrived(names[k], values[k], layout, Home(layout.number, stream)) for k, layout in layouts.items()}
+        loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
+        made = delivered(loss), delivered(gradient)
+        if key is not None and plan is None:
+            if len(_plans) >= MOST_PLANS:
+                _plans.clear()
+            _plans[key] = None
     return made
 
 

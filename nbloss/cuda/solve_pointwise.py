@@ -34,6 +34,7 @@ from nbloss.problem import (
     compute_dtype,
     divided,
     has_weighted_mean,
+    rounded,
     wanted,
 )
 
@@ -68,9 +69,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
         arrays["grad_output"] = np.broadcast_to(factor, x.shape, subok=True)
     arrays |= {"out": out, "loss": loss}
     present = {n: a for n, a in arrays.items() if a is not None}
-    with np.errstate(over="ignore"):  # a gradient beyond its dtype is inf
-        number = dtype.type(scale)
-    factor_at = at + FACTOR if weighted else 0
+    number, factor_at = rounded(scale, dtype)[()], at + FACTOR if weighted else 0
     ahead = checked and out is not None and in_place  # the input may be written only if all of it is good
     if ahead:
         _run_pointwise(problem.name, present, 0, (factor_at, 0, at + FAULTS), number)

@@ -37,7 +37,7 @@ from nbloss.cuda.intrinsics import VECTOR_BYTES
 from nbloss.cuda.labels import LABEL_CODE
 from nbloss.cuda.sums import BY_WEIGHTS
 from nbloss.errors import refuse_labels
-from nbloss.problem import LOSS_ONLY, Rowwise, compute_dtype, divided, without_classes
+from nbloss.problem import LOSS_ONLY, Rowwise, compute_dtype, divided, rounded, without_classes
 
 
 def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -> View:
@@ -64,9 +64,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     if x.size:
         faults = at + FAULTS if ahead and problem.check else 0
         factor_at, scale = (at + FACTOR, 1.0) if ahead and by_labels else (0, scale)
-        with np.errstate(over="ignore"):  # a gradient beyond its dtype is inf
-            number = dtype.type(scale)
-        _run_rowwise(problem, form, out, loss, factor, factor_at, faults, number)
+        _run_rowwise(problem, form, out, loss, factor, factor_at, faults, rounded(scale, dtype)[()])
     elif loss is not None:
         labels_here = None if labels is None else home.download(labels)
         loss = home.upload(without_classes(problem, labels_here, dtype))
