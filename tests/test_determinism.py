@@ -100,7 +100,7 @@ def test_rows_too_long_to_keep(rng, monkeypatch, classes):
     labels = rng.integers(0, classes, 40)
     results = []
     for most in (1 << 22, 0):
-        monkeypatch.setattr(rowwise, "LARGE_TILE_BYTES", most)
+        monkeypatch.setattr(rowwise, "MOST_OF_A_ROW", most)
         plans._plans.clear()
         results.append(nbloss.cross_entropy.value_and_grad(x, labels, reduction="none"))
     assert bits(results[0]) == bits(results[1])

@@ -132,7 +132,7 @@ def test_long_rows(rng, monkeypatch, most):
     """Three to a unit, with exponentials kept and computed twice, through a limit of `scale_of` and past the caches."""
     from nbloss.cpu import rowwise, solve
 
-    monkeypatch.setattr(rowwise, "LARGE_TILE_BYTES", most)
+    monkeypatch.setattr(rowwise, "MOST_OF_A_ROW", most)
     x = (rng.standard_normal((17, 4200)) + np.linspace(240, 270, 4200)).astype(np.float32)
     x[3] -= 250
     x[4] = -1e4
@@ -148,6 +148,19 @@ def test_long_rows(rng, monkeypatch, most):
         close(loss, expected[0], "float32")
         close(gradient, expected[1], "float32")
         close(nbloss.logsumexp(x, axis=1), np.logaddexp.reduce(x.astype(float), axis=1), "float32")
+
+
+def test_tall_arrays(rng, monkeypatch):
+    """More classes than a tile holds, of one vector of rows and of several."""
+    from nbloss.cpu import rowwise
+
+    monkeypatch.setattr(rowwise, "TALLEST", 0)
+    for rows in (3, 70):
+        x, labels = rng.standard_normal((1, 70, rows)), rng.integers(0, 70, (1, rows))
+        expected = reference.cross_entropy(x, labels, reduction="none")
+        for result, wanted in zip(nbloss.cross_entropy.value_and_grad(x, labels, reduction="none"), expected):
+            close(result, wanted)
+        close(np.exp(nbloss.log_softmax(x, axis=1)), nbloss.softmax(x, axis=1))
 
 
 def test_confident_row_and_nll():

@@ -12,7 +12,8 @@ import reference
 from conftest import CUDA, SIMULATED, close, few
 
 import nbloss
-from nbloss import layout
+from nbloss import layout, plans
+from nbloss.cpu import rowwise
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -181,6 +182,33 @@ def test_pointwise(rng, layout, shape, dtype):
     if layout != "read-only":
         nbloss.binary_cross_entropy_with_logits.grad(turned, LAYOUTS[layout](t), out=turned, **options)
         close(turned, expected[1], dtype)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("shape", [(3, 200), (150, 66), (2, 131, 40)])
+def test_more_classes_than_a_tile_holds(rng, monkeypatch, dtype, step, shape):
+    """Read again for each step, a block of classes at a time: the same bits as of tiles, in place too."""
+    x = rng.standard_normal(shape).astype(dtype)
+    x = np.asfortranarray(x)[::step] if x.ndim == 2 else x[..., ::step]
+    q, weight = rng.random(shape).astype(dtype), rng.random(shape[1])
+    labels = rng.integers(0, shape[1], np.delete(shape, 1))
+    labels.flat[0] = -100
+    streams, results = [], []
+    variant = rowwise.STREAMS.variant
+    monkeypatch.setattr(rowwise.STREAMS, "variant", lambda *kind: streams.append(kind) or variant(*kind))
+    for tallest in (1 << 40, 0):
+        monkeypatch.setattr(rowwise, "TALLEST", tallest)
+        plans._plans.clear()
+        found = [nbloss.softmax(x, axis=1), nbloss.log_softmax(x, axis=1), nbloss.logsumexp(x, axis=1)]
+        for target, options in ((labels, {}), (labels, {"label_smoothing": 0.1, "weight": weight}), (q, {})):
+            found += nbloss.cross_entropy.value_and_grad(x, target, reduction="none", **options)
+            out = x.copy(order="K")
+            found.append(nbloss.cross_entropy.grad(out, target, out=out, **options))
+        results.append([np.asarray(a).tobytes() for a in found])
+        assert bool(streams) == (tallest == 0)
+    assert results[0] == results[1]
 
 
 def test_few_pieces(rng):

@@ -48,13 +48,26 @@ class Summed(NamedTuple):
     at_target: Any  # what is written there
 
 
+class Column(NamedTuple):
+    """A vector of rows, one lane for each."""
+
+    i: Any  # where it is: row k and `count` - 1 after it
+    k: Any
+    count: Any
+    labels: Any
+    m: Any  # maxima
+    scale: Any  # for `scaled_exp`
+    exp_max: Any  # scaled_exp of m
+    inverse: Any  # 1 / exp_max
+
+
 class Scratch(NamedTuple):
     """Memory of a block of units, and numbers that a kernel needs besides."""
 
     memory: Any  # for a tile, a group or a row
     numbers: Any  # as many as a vector has
     labels: Any  # likewise
-    per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows
-    breadth: Any  # vectors of rows in a tile
+    per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows; in `streams`, classes of a block
+    breadth: Any  # vectors of rows in a tile or a block
     row_mass: Any  # dense target mass that every row has, from smoothing
     own_factor: Any  # what gradients of all rows are multiplied by

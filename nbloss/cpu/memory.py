@@ -173,6 +173,39 @@ def _(context, builder, sig, args):
     return context.get_dummy_value()
 
 
+def load_all(a, i, vectors):
+    """As many vectors as these, one after the other from a[i] on."""
+    step = len(vectors[0])
+    return tuple(load(a, i + n * step, vectors[0][0]) for n in range(len(vectors)))
+
+
+@compiled_raw(load_all, lambda a, i, vectors: vectors)
+def _(context, builder, sig, args):
+    a_type, _, vectors = sig.args
+    vt = llvm_vector(vectors[0])
+    first = pointer_to(context, builder, a_type, args[0], args[1], sig.args[1], vt)
+    loaded = [builder.load(builder.gep(first, [ir.Constant(ir.IntType(64), n)])) for n in range(len(vectors))]
+    for instruction in loaded:
+        instruction.align = 1
+    return context.make_tuple(builder, vectors, loaded)
+
+
+def store_all(a, i, vectors):
+    """Store vectors one after the other from a[i] on."""
+    for n, vector in enumerate(vectors):
+        store(a, i + n * len(vector), vector)
+
+
+@compiled_raw(store_all, nothing)
+def _(context, builder, sig, args):
+    a_type, _, vectors = sig.args
+    first = pointer_to(context, builder, a_type, args[0], args[1], sig.args[1], llvm_vector(vectors[0]))
+    for n in range(len(vectors)):
+        place = builder.gep(first, [ir.Constant(ir.IntType(64), n)])
+        builder.store(builder.extract_value(args[2], n), place).align = 1
+    return context.get_dummy_value()
+
+
 def stream(a, i, value):
     """As `store`, past the caches; a[i] is aligned to the vector's stored size (see `aligned_at`)."""
     store(a, i, value)

@@ -1,14 +1,15 @@
 """The row-wise kernels: cross-entropy with every kind of target, softmax, log-softmax, log-sum-exp.
 
-``rows``, ``groups`` and ``tiles`` find, for each row, the maximum m and the sum of exp(x - m) over all classes but the
-target, or else one at the maximum, and take it from there with nbloss.formulas; ``picks`` needs neither. Here are the
-loop over blocks that they have in common, and the choice among them.
+``rows``, ``groups``, ``tiles`` and ``streams`` find, for each row, the maximum m and the sum of exp(x - m) over all
+classes but the target, or else one at the maximum, and take it from there with nbloss.formulas; ``picks`` needs
+neither. Here are the loop over blocks that they have in common, and the choice among them.
 """
 
 import numpy as np
 from numba import prange
 from numba.core import types
 
+from nbloss.cpu.columns import BLOCK
 from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
 from nbloss.cpu.given import Mode, Operands, Scratch
 from nbloss.cpu.groups import FOLDED, groups
@@ -33,6 +34,7 @@ from nbloss.cpu.simd import (
     take,
     total,
 )
+from nbloss.cpu.streams import KEPT, streams
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.cpu.unwritten import SHORT, room_of
@@ -42,11 +44,14 @@ from nbloss.problem import GRADIENT, Array
 NUMBERS = (0,) * 9  # as many as follow the layout of the operands
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 # Rows that lie side by side share a tile of vectors of rows: as wide as TILE_BYTES allow, up to WIDEST vectors, for
-# long lines suit memory. More bytes, malloc would ask the operating system for each time. A unit is TILES_A_UNIT of
-# them, which write whole lines (16 x 21 x 256 x 256: 0.85 of the time of one); fewer where units would be too FEW.
-WIDEST, TILE_BYTES, TILES_A_UNIT = 16, (1 << 17) - 1, 8
-# Of many classes, it is USUAL vectors wide all the same, as LARGE_TILE_BYTES allow (1000: 1.9 times faster than one).
-USUAL, LARGE_TILE_BYTES = 8, 1 << 22  # also the most scratch of a row
+# long lines suit memory. More bytes, malloc would ask the operating system for each time. Of many classes, it is USUAL
+# vectors wide all the same (1000: 1.9 times faster than one). A unit is TILES_A_UNIT of them, which write whole lines
+# (16 x 21 x 256 x 256: 0.85 of the time of one); fewer where units would be too FEW.
+WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT = 16, (1 << 17) - 1, 8, 8
+# Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed, WIDEST vectors at a time or
+# fewer, that there be FEW_STREAMS of them; SPAN vectors are a block. Tiles took 2 times as long for 512 rows of 32000
+# (gradients 3 times), 7 and 4 times for 8 rows of 1000000.
+TALLEST, FEW_STREAMS, SPAN = 1 << 18, 4, 512
 # Other rows go through a tile of one vector. A unit is LINED_UP of them, or SHARED where other rows lie between, which
 # are in the same lines of memory and come next (100000 x 10 x 8: 0.6 of the time, 0.25 with the gradient).
 LINED_UP, SHARED = 8, 2
@@ -65,6 +70,7 @@ GROUPED = 1 << 15
 # where there would be fewer than FEW units for threads to share (with two threads, 1.01 times as long on average: the
 # last row of a unit is not written beside a next one).
 HEIGHT, FEW = 8, 64
+MOST_OF_A_ROW = 1 << 22  # bytes of scratch
 
 
 def _driver(chunk):
@@ -131,9 +137,8 @@ def _signature(x, t, q):
     )  # fmt: skip
 
 
-ROWS, GROUPS, TILES, PICKS = (
-    Kernel(name, _driver(chunk), _signature)
-    for name, chunk in (("rows", rows), ("groups", groups), ("tiles", tiles), ("picks", picks))
+ROWS, GROUPS, TILES, STREAMS, PICKS = (
+    Kernel(chunk.__name__, _driver(chunk), _signature) for chunk in (rows, groups, tiles, streams, picks)
 )
 # Stand-ins for operands that a call does without.
 NO_LABELS = np.empty((0, 0), np.int64)
@@ -184,25 +189,30 @@ def prepare(
     outer, classes, inner = x.shape
     step = VECTOR_BYTES // weight.itemsize
     per_unit = breadth = room = 0
+    side_by_side = x.strides[2] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
         kernel, units, unit_elements = PICKS, outer * inner, 1
     elif along:
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
-        room = room_of(classes, step, LARGE_TILE_BYTES // weight.itemsize if form == GRADIENT else 0)
+        room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)
         kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
     elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side((x, q, out) if out.size else (x, q), 1):
         per_unit = max(GROUPED // (classes * step), 1) * step
         room = FOLDED + (3 * step + 2 + classes) * step
         kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)
+    elif classes * VECTOR_BYTES > TALLEST:
+        breadth = max(min(WIDEST, outer * whole // step // FEW_STREAMS, whole // step), 1) if side_by_side else 1
+        per_unit, lead = max(SPAN // breadth // BLOCK, 1) * BLOCK, breadth * step
+        room = (per_unit + KEPT) * lead + step
+        kernel, units, unit_elements = STREAMS, outer * -(-inner // lead), classes * min(lead, whole)
     else:
         per_unit, breadth = SHARED if outer > 1 and abs(x.strides[0]) < abs(x.strides[2]) else LINED_UP, 1
-        if x.strides[2] == x.itemsize and inner > step:
+        if side_by_side:
             vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
             # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache
             # of their own.
-            usual = min(USUAL, (LARGE_TILE_BYTES // vector) & -2)
-            breadth = max(min(WIDEST, (TILE_BYTES // vector - 1) & -2), usual, 1)
+            breadth = max(min(WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
             per_unit = breadth * max(min(TILES_A_UNIT, outer * -(-inner // (breadth * step)) // FEW), 1)
         lead = per_unit * step
         room = FACTS * (lead + step)

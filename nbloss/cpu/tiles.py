@@ -5,15 +5,13 @@ A tile (classes, vectors of rows, lanes) is copied next to the core, where strid
 
 import numpy as np
 
-from nbloss.cpu.labels import labelled, without_class
-from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights, scale_of_rows
+from nbloss.cpu.columns import column_of, facts_of, finish_classes, no_sums, sum_classes
 from nbloss.cpu.simd import (
     add_wide,
     as_line,
     as_rows,
     broadcast,
     first,
-    fma,
     inline,
     lanes,
     lent_to,
@@ -21,9 +19,6 @@ from nbloss.cpu.simd import (
     load,
     load_transposed,
     maximum,
-    prefetch,
-    prefetch_far,
-    read,
     read_into,
     store,
     store_transposed,
@@ -33,29 +28,12 @@ from nbloss.cpu.simd import (
     write_from,
     write_lines,
 )
-from nbloss.cpu.targets import (
-    CLASS_INDEX,
-    NO_TARGET,
-    PROBABILITIES,
-    add_gap,
-    dense_gradient,
-    row_loss,
-    two_sum,
-)
-from nbloss.cpu.vecmath import log1p, scaled_exp
-from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
+from nbloss.cpu.targets import row_loss
+from nbloss.cpu.vecmath import log1p
+from nbloss.problem import LOSS_ONLY
 
 NEG_INF = -np.inf
 FACTS = 3  # numbers a row that its loss is made of
-
-
-@inline
-def _tile_mass_at(q, weight, mode, i, j, k, count, like):
-    """Dense target mass of class j for the rows of a tile."""
-    mass = broadcast(mode.uniform, like)
-    if mode.kind == PROBABILITIES:
-        mass = fma(mode.share, read(q[i, j], k, count, 0.0, like), mass)
-    return mass * weight[j] if weight.shape[0] else mass
 
 
 @inline
@@ -106,8 +84,12 @@ def tiles(operands, mode, unit, like, scratch):
         for k in range(low, high, step):
             count, at = min(step, high - k), before + k - low
             fetched = _next_tile(x, low, k, breadth, lined_up, like)
-            known = _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead, fetched)
-            m = known[3]
+            column = column_of(operands, mode, scratch, i, k, count, m, like)
+            sums, m = sum_classes(
+                operands, mode, column, tile, 0, classes, at, lead, no_sums(like), fetched, breadth, like
+            )
+            known, facts = facts_of(operands, mode, column, scratch, sums, like)
+            finish_classes(operands, mode, column, tile, 0, classes, at, lead, facts, like)
             at = facts_at + k - start
             store(tile, at, known[0])
             store(tile, at + facts_step, known[1])
@@ -176,107 +158,3 @@ def _next_tile(x, low, k, breadth, lined_up, like):
     column = before - row * breadth
     at = low + (breadth + 1 + column) * step
     return at + row * (x.strides[1] // x.itemsize), breadth - column
-
-
-@inline
-def _add(to, x):
-    """(a sum, what rounding took from it) with x added."""
-    total, lost = two_sum(to[0], x)
-    return total, to[1] + lost
-
-
-@inline
-def _sum(parts):
-    total, lost = parts
-    return total + where(lost == lost, lost, 0.0)  # NaN where the sum is infinite
-
-
-@inline
-def _tile_column(operands, mode, m, like, scratch, i, k, count, at, lead, fetched):
-    """One vector of rows with maxima m: its classes lie at tile[at], tile[at + lead], …, where the result is left.
-
-    For what is `fetched` see `_next_tile`. Returns what `row_loss` is made of, with r in place of log1p(r), and the
-    maxima of the vector beside it in the tile, or anything for the last one: found in a loop of their own,
-    16 x 21 x 256 x 256 took 1.1 times as long.
-    """
-    x, q, weight = operands.x, operands.q, operands.weight
-    kind, form, uniform = mode.kind, mode.form, mode.uniform
-    tile = scratch.memory
-    classes = x.shape[1]
-    zero = broadcast(0.0, like)
-    labels = row_labels(operands, mode, scratch, i, k, count, like)
-    m, scale, exp_max = scale_of_rows(m)
-    inverse = 1.0 / exp_max  # here, where nothing waits for it
-    ahead, left = fetched
-    breadth, next_class = scratch.breadth, x.strides[1] // x.itemsize - (scratch.breadth - 1) * lanes(like)
-    # Sums leave out the target, or else all classes that attain the maximum.
-    rest = gap = mass = ties = zero, zero
-    x_t = zero
-    beside = broadcast(NEG_INF, like)
-    for block in range(0, classes, 64):  # sums of 64 classes, and of these with what rounding takes from it
-        rest_block = gap_block = mass_block = ties_block = zero
-        for j in range(block, min(block + 64, classes)):
-            v = load(tile, j * lead + at, like)
-            beside = maximum(load(tile, j * lead + at + lanes(like), like), beside)
-            prefetch(x[i, 0], ahead, like)
-            if kind == PROBABILITIES:
-                prefetch_far(q[i, 0], ahead, like)
-            left -= 1
-            ahead += lanes(like) if left else next_class
-            left = left if left else breadth
-            e = scaled_exp(v, scale)
-            if form == GRADIENT:
-                store(tile, j * lead + at, e)
-            if kind == CLASS_INDEX:
-                left_out = labelled(labels, j)
-                x_t = where(left_out, v, x_t)
-            else:
-                left_out = v == m
-                ties_block = where(left_out, ties_block + 1.0, ties_block)
-            rest_block = where(left_out, rest_block, rest_block + e)
-            if kind == PROBABILITIES or uniform != 0.0:
-                mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
-                gap_block = add_gap(gap_block, mass_j, m, v)
-                mass_block = mass_block + mass_j
-        rest = _add(rest, rest_block)
-        if kind != CLASS_INDEX:
-            ties = _add(ties, ties_block)
-        if kind == PROBABILITIES or uniform != 0.0:
-            gap, mass = _add(gap, gap_block), _add(mass, mass_block)
-    rest, ties, gap, mass = _sum(rest), _sum(ties), _sum(gap), _sum(mass)
-    own = exp_max
-    if kind == CLASS_INDEX:
-        if uniform != 0.0:  # known in float64: summed here, it was off by 90 ulp for 128256 classes
-            mass = broadcast(scratch.row_mass, like)
-        own = scaled_exp(x_t, scale)
-    else:
-        rest = rest + (ties - 1.0) * exp_max
-        x_t = m
-    w_t = row_weights(operands, mode, scratch, labels, count, like)
-    facts = row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass, like)
-    norm, r, kept, whole, a_of_loss, r_of_loss = facts
-
-    if form == LOG_SOFTMAX:
-        log_norm = log1p(r)
-        for j in range(classes):
-            store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
-    elif form == GRADIENT:
-        factor = row_factors(operands, scratch, i, k, count, like)
-        a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
-        idle = without_class(labels)
-        for j in range(classes):
-            e = load(tile, j * lead + at, like)
-            y = slope * e
-            if kind == PROBABILITIES:
-                mass_j = _tile_mass_at(q, weight, mode, i, j, k, count, like)
-                y = dense_gradient(e * inverse, e == exp_max, mass_j, a, r)
-            elif uniform != 0.0:
-                y = y - _tile_mass_at(q, weight, mode, i, j, k, count, like)
-            y = factor * y
-            if kind == CLASS_INDEX:
-                y = where(idle, 0.0, where(labelled(labels, j), at_target, y))
-            elif kind == NO_TARGET:
-                y = where(e == exp_max, at_target, y)
-            store(tile, j * lead + at, y)
-
-    return whole, a_of_loss, r_of_loss, beside
