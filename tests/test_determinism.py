@@ -137,13 +137,13 @@ def test_weights_of_short_lines(rng, columns):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_losses_fetched_ahead(rng, monkeypatch, dtype):
-    from nbloss.cpu import solve
+    from nbloss.cpu import auxiliary
 
     x, t = rng.random(70_001).astype(dtype), rng.random(70_001).astype(dtype)
     for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
         found = []
         for large in (1 << 60, 0):
-            monkeypatch.setattr(solve, "LARGE", large)
+            monkeypatch.setattr(auxiliary, "LARGE", large)
             plans._plans.clear()
             found.append(getattr(nbloss, name)(x, t))
         assert found[0] == found[1] == getattr(nbloss, name)(x.copy(), t)
@@ -152,9 +152,9 @@ def test_losses_fetched_ahead(rng, monkeypatch, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("past_caches", [False, True])
 def test_alignment(rng, monkeypatch, past_caches, dtype):
-    from nbloss.cpu import solve
+    from nbloss.cpu import auxiliary
 
-    monkeypatch.setattr(solve, "LARGE", 0 if past_caches else 1 << 60)
+    monkeypatch.setattr(auxiliary, "LARGE", 0 if past_caches else 1 << 60)
     for name, call, x, target in calls(rng, dtype):
         expected = bits(call(x, target))
         for offset in [*range(0, 64, 4), 1, 2, 3]:
@@ -173,12 +173,12 @@ def test_alignment(rng, monkeypatch, past_caches, dtype):
 @pytest.mark.parametrize("inner", [800, 801])
 def test_planes_past_the_caches(rng, monkeypatch, dtype, inner):
     """Several tiles to a unit of work; planes that begin in line with each other, and planes that do not."""
-    from nbloss.cpu import rowwise, solve
+    from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "FEW", 1)
     x, labels = rng.standard_normal((2, 5, inner)).astype(dtype), rng.integers(0, 5, (2, inner))
     expected = nbloss.cross_entropy.value_and_grad(x, labels)
-    monkeypatch.setattr(solve, "LARGE", 0)
+    monkeypatch.setattr(auxiliary, "LARGE", 0)
     for offset in [*range(0, 64, x.itemsize), 1]:
         raw = np.full(x.nbytes + 128, 170, np.uint8)
         out = raw[offset : offset + x.nbytes].view(dtype).reshape(x.shape)

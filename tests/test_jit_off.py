@@ -42,12 +42,12 @@ def test_cross_entropy(rng, dtype, shape, smoothing):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("classes", [20, 40, 100])
 def test_past_the_caches(rng, monkeypatch, dtype, classes):
-    from nbloss.cpu import solve
+    from nbloss.cpu import auxiliary
 
     x, labels = rng.standard_normal((40, classes)).astype(dtype), rng.integers(0, classes, 40)
     line, t = x.ravel(), rng.random(x.size).astype(dtype)
     near = nbloss.cross_entropy.grad(x, labels), nbloss.mse_loss.grad(line, t)
-    monkeypatch.setattr(solve, "LARGE", 0)
+    monkeypatch.setattr(auxiliary, "LARGE", 0)
     for start in range(3):  # whatever the alignment
         room = np.empty(x.size + 3, dtype)[start : start + x.size]
         np.testing.assert_array_equal(nbloss.cross_entropy.grad(x, labels, out=room.reshape(x.shape)), near[0])
@@ -82,12 +82,12 @@ def test_weights_of_short_lines(rng, columns):
 @pytest.mark.parametrize("inner", [300, 301])
 def test_planes_past_the_caches(rng, monkeypatch, inner):
     """Of several tiles to a unit."""
-    from nbloss.cpu import rowwise, solve
+    from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "FEW", 1)
     x, labels = rng.standard_normal((1, 3, inner)), rng.integers(0, 3, (1, inner))
     near = nbloss.cross_entropy.grad(x, labels)
-    monkeypatch.setattr(solve, "LARGE", 0)
+    monkeypatch.setattr(auxiliary, "LARGE", 0)
     for start in range(9):
         room = np.full(x.size + 9, 7.0)
         out = room[start : start + x.size].reshape(x.shape)
@@ -99,7 +99,7 @@ def test_planes_past_the_caches(rng, monkeypatch, inner):
 @pytest.mark.parametrize("mapped", [True, False])
 def test_new_memory(rng, monkeypatch, mapped):
     """What a call allocates is written past the caches unless it is new; what it is given, always."""
-    from nbloss.cpu import pointwise, results, rowwise, solve
+    from nbloss.cpu import auxiliary, pointwise, results, rowwise
 
     x, t = rng.standard_normal((2, 600)).astype(np.float32), rng.random(1200).astype(np.float32)
     calls = (nbloss.cross_entropy, (x, [3, 400])), (nbloss.mse_loss, (x.ravel(), t))
@@ -112,7 +112,7 @@ def test_new_memory(rng, monkeypatch, mapped):
     for module in (pointwise, rowwise):
         monkeypatch.setattr(module, "is_mapped", lambda a: mapped)
     for large in (1 << 40, 0):
-        monkeypatch.setattr(solve, "LARGE", large)
+        monkeypatch.setattr(auxiliary, "LARGE", large)
         plans._plans.clear()
         for (loss, arguments), (value, gradient) in zip(calls, near):
             for _ in range(2):  # afresh, and as planned
@@ -130,7 +130,7 @@ def test_new_memory(rng, monkeypatch, mapped):
 @pytest.mark.parametrize("most", [1 << 22, 0])
 def test_long_rows(rng, monkeypatch, most):
     """Three to a unit, with exponentials kept and computed twice, through a limit of `scale_of` and past the caches."""
-    from nbloss.cpu import rowwise, solve
+    from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "MOST_OF_A_ROW", most)
     x = (rng.standard_normal((17, 4200)) + np.linspace(240, 270, 4200)).astype(np.float32)
@@ -141,7 +141,7 @@ def test_long_rows(rng, monkeypatch, most):
     labels[[4, 7, 16]] = 4150, -100, -100
     expected = reference.cross_entropy(x, labels, reduction="none")
     for large in (0, 1 << 40):
-        monkeypatch.setattr(solve, "LARGE", large)
+        monkeypatch.setattr(auxiliary, "LARGE", large)
         plans._plans.clear()
         out = np.empty(x.size + 5, np.float32)[5:].reshape(x.shape)
         loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, out=out, reduction="none")

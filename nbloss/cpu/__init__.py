@@ -1,6 +1,7 @@
 """The CPU backend, from the top down.
 
-solve       a problem to kernel calls, and the plans that are kept of them
+solve       a problem to kernel calls, and the plans that are kept of them: solve_pointwise, solve_rowwise, and what
+            they share, auxiliary
 launch      blocks, threads, the ordered sum
 compile     kernels on demand, and their cache; parts: by which of Numba's passes; ahead: what `warmup` compiles;
             operands: how arrays reach a kernel
