@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from typing import Any, Literal, SupportsIndex, cast, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ from nbloss.problem import (
     Pointwise,
     Reduction,
     Rowwise,
+    bfloat16,
     compute_dtype,
     is_bfloat16,
     is_device_view,
@@ -44,8 +46,20 @@ def _as_array(name: str, value: ArrayLike) -> Array:
         raise TypeError(f"{name} must not be a masked array: fill it, or select the valid elements first")
     try:
         array: Array = np.asarray(value)
-    except ValueError as error:
-        raise TypeError(f"{name} cannot be made an array: {error}") from None
+    except (TypeError, ValueError) as error:
+        tensor = _bfloat16_tensor(value)
+        if tensor is None:
+            raise TypeError(f"{name} cannot be made an array: {error}") from None
+        return tensor
+    return array
+
+
+def _bfloat16_tensor(value: object) -> Array | None:
+    """PyTorch's tensor of bfloat16, which it gives NumPy no array of, without a copy; None for anything else."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor) or value.dtype != torch.bfloat16:
+        return None
+    array: Array = value.view(torch.int16).numpy().view(bfloat16())
     return array
 
 

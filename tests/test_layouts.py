@@ -274,6 +274,49 @@ def test_more_elements_than_int32_counts():
     assert nbloss.l1_loss(x, t) == nbloss.l1_loss(row, np.zeros_like(row))
 
 
+class Tensor:
+    """What torch's tensors of bfloat16 do, where torch is not there."""
+
+    bfloat16, int16 = "torch.bfloat16", "torch.int16"
+
+    def __init__(self, bits, dtype):
+        self.bits, self.dtype = bits, dtype
+
+    def view(self, dtype):
+        return Tensor(self.bits, dtype)
+
+    def numpy(self):
+        if self.dtype == self.bfloat16:
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        return self.bits
+
+    def __array__(self, dtype=None, copy=None):
+        return self.numpy()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_bfloat16_tensors(rng, monkeypatch, installed):
+    """Without a copy, as input, as target and as weight; `out` is a NumPy array."""
+    x, t, weight = rng.random((3, 4, 5)).astype(BFLOAT16)
+    if installed:
+        torch = pytest.importorskip("torch")
+        tensors = [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in (x, t, weight)]
+    else:
+        torch = Tensor
+        torch.Tensor = Tensor
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        tensors = [Tensor(a.view(np.int16), torch.bfloat16) for a in (x, t, weight)]
+    expected = nbloss.mse_loss.value_and_grad(x, t, weight=weight)
+    loss, gradient = nbloss.mse_loss.value_and_grad(tensors[0], tensors[1], weight=tensors[2])
+    assert loss == expected[0]
+    np.testing.assert_array_equal(gradient, expected[1])
+    assert nbloss.softmax(tensors[0]).dtype == BFLOAT16
+    with pytest.raises(TypeError, match="out must be"):
+        nbloss.softmax(x, out=tensors[0])
+    nbloss.mse_loss.grad(tensors[0], t, out=x)
+    np.testing.assert_array_equal(tensors[0].view(torch.int16).numpy(), x.view(np.int16))  # x is its memory
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", BFLOAT16], ids=str)
 @pytest.mark.parametrize("classes", [3, 257, 500])
 def test_no_write_outside_out(rng, dtype, classes):
