@@ -61,8 +61,10 @@ def test_cross_entropy_rows(rng, dtype, scale, limit, rows, classes):
 @pytest.mark.cpu  # a device sums the classes of a plane one after the other
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [np.asfortranarray, lambda x: x[:, ::-1].copy()[:, ::-1]])
-def test_many_classes_that_are_not_side_by_side(rng, dtype, layout):
+@pytest.mark.parametrize("rise", [0, 400])
+def test_many_classes_that_are_not_side_by_side(rng, dtype, layout, rise):
     x, q = rng.standard_normal((2, 16, 130_000)).astype(dtype)
+    x += np.linspace(0, rise, 130_000, dtype=dtype)
     q = (np.exp(q) / np.exp(q).sum(axis=1, keepdims=True)).astype(dtype)
     wide = np.exp(x.astype(LONG))
     total = wide.sum(axis=1)

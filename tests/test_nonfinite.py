@@ -3,13 +3,14 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import SIMULATED
+from conftest import CUDA, SIMULATED
 
 import nbloss
+from nbloss.cpu import rowwise
 
 INF, NAN = np.inf, np.nan
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-LAYOUTS = ["rows", "groups", "tiles", "planes"]
+LAYOUTS = ["rows", "groups", "tiles", "planes", *([] if CUDA else ["streams"])]
 
 
 def spread(row, layout):
@@ -19,6 +20,8 @@ def spread(row, layout):
         return np.concatenate([row, np.full(classes - len(row), -INF)])[None], (0,)
     if layout == "tiles":
         return np.stack([row] * 3), (1,)
+    if layout == "streams":  # of several blocks
+        row = np.concatenate([row, np.full(130 - len(row), -INF)])
     return np.repeat(row[None, :, None], 40, axis=2), (0, 7)
 
 
@@ -34,7 +37,13 @@ def solve(row, target, dtype, layout, **options):
     return loss[at], np.moveaxis(gradient, 1, -1)[at][: len(row)]
 
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = pytest.mark.usefixtures("backend", "tall")
+
+
+@pytest.fixture
+def tall(request, monkeypatch):
+    if request.node.callspec.params.get("layout") == "streams":
+        monkeypatch.setattr(rowwise, "TALLEST", 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,7 +88,8 @@ class TestClasses:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_stays_in_its_row(rng, layout):
-    shape = {"rows": (5, 500), "groups": (40, 100), "tiles": (40, 6), "planes": (2, 6, 40)}[layout]
+    shapes = {"rows": (5, 500), "groups": (40, 100), "tiles": (40, 6), "planes": (2, 6, 40), "streams": (2, 130, 40)}
+    shape = shapes[layout]
     x = rng.standard_normal(shape).astype(np.float32)
     labels = rng.integers(0, shape[1], np.delete(shape, 1))
     clean = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")

@@ -7,10 +7,10 @@ import numpy as np
 
 from nbloss.cpu.given import Column
 from nbloss.cpu.labels import labelled, without_class
-from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights, scale_of_rows
+from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights
 from nbloss.cpu.simd import broadcast, fma, inline, lanes, load, maximum, prefetch, prefetch_far, read, store, where
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, dense_gradient, two_sum
-from nbloss.cpu.vecmath import log1p, scaled_exp
+from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX
 
 BLOCK = 64  # classes that are summed before what rounding takes from their sum is known
@@ -26,7 +26,7 @@ def _mass_at(q, weight, mode, i, j, k, count, like):
 
 
 @inline
-def _add(to, x):
+def add_to(to, x):
     """(a sum, what rounding took from it) with x added."""
     total, lost = two_sum(to[0], x)
     return total, to[1] + lost
@@ -39,15 +39,16 @@ def _sum(parts):
 
 
 @inline
-def column_of(operands, mode, scratch, i, k, count, m, like):
-    """The vector of rows at k, whose maxima are m."""
+def column_of(operands, mode, scratch, i, k, count, m, reference, like):
+    """The vector of rows at k, whose maxima are m; its exponentials are relative to a reference that is no lower."""
     labels = row_labels(operands, mode, scratch, i, k, count, like)
-    m, scale, exp_max = scale_of_rows(m)
+    scale = scale_of(reference)
+    exp_max = scaled_exp(m, scale)
     return Column(i, k, count, labels, m, scale, exp_max, 1.0 / exp_max)  # here, where nothing waits for the division
 
 
 @inline
-def _parts(sums):
+def parts_of(sums):
     """(sum of exponentials, gap, mass, how many attain the maximum), each with what rounding took; the target's x."""
     return sums[0:2], sums[2:4], sums[4:6], sums[6:8], sums[8]
 
@@ -73,7 +74,7 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
     ahead, left = fetched
     next_class = x.strides[1] // x.itemsize - (breadth - 1) * lanes(like)
     # Sums leave out the target, or else all classes that attain the maximum.
-    rest, gap, mass, ties, x_t = _parts(sums)
+    rest, gap, mass, ties, x_t = parts_of(sums)
     zero = broadcast(0.0, like)
     beside = broadcast(-np.inf, like)
     for block in range(begin, end, BLOCK):  # sums of a block, and of these with what rounding takes from it
@@ -101,11 +102,11 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
                 mass_j = _mass_at(q, weight, mode, i, j, k, count, like)
                 gap_block = add_gap(gap_block, mass_j, m, v)
                 mass_block = mass_block + mass_j
-        rest = _add(rest, rest_block)
+        rest = add_to(rest, rest_block)
         if kind != CLASS_INDEX:
-            ties = _add(ties, ties_block)
+            ties = add_to(ties, ties_block)
         if kind == PROBABILITIES or uniform != 0.0:
-            gap, mass = _add(gap, gap_block), _add(mass, mass_block)
+            gap, mass = add_to(gap, gap_block), add_to(mass, mass_block)
     return (*rest, *gap, *mass, *ties, x_t), beside
 
 
@@ -114,7 +115,7 @@ def facts_of(operands, mode, column, scratch, sums, like):
     """Of all sums: what `row_loss` is made of, with r in place of log1p(r), and what `finish_classes` needs."""
     i, k, count, labels, m, scale, exp_max, inverse = column
     kind, form = mode.kind, mode.form
-    rest, gap, mass, ties, x_t = _parts(sums)
+    rest, gap, mass, ties, x_t = parts_of(sums)
     rest, ties, gap, mass = _sum(rest), _sum(ties), _sum(gap), _sum(mass)
     own = exp_max
     if kind == CLASS_INDEX:

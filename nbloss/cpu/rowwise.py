@@ -48,9 +48,9 @@ UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing i
 # vectors wide all the same (1000: 1.9 times faster than one). A unit is TILES_A_UNIT of them, which write whole lines
 # (16 x 21 x 256 x 256: 0.85 of the time of one); fewer where units would be too FEW.
 WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT = 16, (1 << 17) - 1, 8, 8
-# Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed, WIDEST vectors at a time or
-# fewer, that there be FEW_STREAMS of them; SPAN vectors are a block. Tiles took 2 times as long for 512 rows of 32000
-# (gradients 3 times), 7 and 4 times for 8 rows of 1000000.
+# Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed: WIDEST vectors at a time or
+# fewer, that there be FEW_STREAMS of them, SPAN vectors to a block. Tiles took 3 times as long for 512 rows of 32000,
+# and 9 (with the gradient 4) times for 8 rows of 1000000; of 3000 classes, gradients are faster in tiles.
 TALLEST, FEW_STREAMS, SPAN = 1 << 18, 4, 512
 # Other rows go through a tile of one vector. A unit is LINED_UP of them, or SHARED where other rows lie between, which
 # are in the same lines of memory and come next (100000 x 10 x 8: 0.6 of the time, 0.25 with the gradient).
@@ -202,7 +202,7 @@ def prepare(
         room = FOLDED + (3 * step + 2 + classes) * step
         kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)
     elif classes * VECTOR_BYTES > TALLEST:
-        breadth = max(min(WIDEST, outer * whole // step // FEW_STREAMS, whole // step), 1) if side_by_side else 1
+        breadth = min(WIDEST, -(-outer * whole // (FEW_STREAMS * step)), whole // step) if side_by_side else 1
         per_unit, lead = max(SPAN // breadth // BLOCK, 1) * BLOCK, breadth * step
         room = (per_unit + KEPT) * lead + step
         kernel, units, unit_elements = STREAMS, outer * -(-inner // lead), classes * min(lead, whole)

@@ -84,7 +84,8 @@ def tiles(operands, mode, unit, like, scratch):
         for k in range(low, high, step):
             count, at = min(step, high - k), before + k - low
             fetched = _next_tile(x, low, k, breadth, lined_up, like)
-            column = column_of(operands, mode, scratch, i, k, count, m, like)
+            m = m + (m - m)  # NaN where it is infinite
+            column = column_of(operands, mode, scratch, i, k, count, m, m, like)
             sums, m = sum_classes(
                 operands, mode, column, tile, 0, classes, at, lead, no_sums(like), fetched, breadth, like
             )
