@@ -15,7 +15,7 @@ from nbloss.cpu.simd import is_mapped
 pytestmark = pytest.mark.cpu
 
 ROWS = [(700, 10), (333, 29), (600, 100), (40, 450), (300, 1000), (20, 9000), (34, 4501), (8, 70_001)]
-ROWS += [(3, 7, 4099), (300, 3, 5)]
+ROWS += [(3, 7, 4099), (300, 3, 5), (1, 4200, 70)]
 
 
 def calls(rng, dtype):
