@@ -8,10 +8,17 @@ ends with it, over a part of the one before where need be: no vector is partial.
 import numpy as np
 
 from nbloss.cpu.labels import label_at
-from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights, scale_of_rows
+from nbloss.cpu.per_row import (
+    add_losses,
+    gradient_facts,
+    nan_if_infinite,
+    row_factors,
+    row_facts,
+    row_labels,
+    row_weights,
+)
 from nbloss.cpu.results import mass_at
 from nbloss.cpu.simd import (
-    add_wide,
     as_line,
     broadcast,
     first,
@@ -30,11 +37,10 @@ from nbloss.cpu.simd import (
     total,
     totals,
     where,
-    write,
     write_lines,
 )
-from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, dense_gradient, row_loss, two_sum
-from nbloss.cpu.vecmath import log1p, scaled_exp
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, dense_gradient, two_sum
+from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
 NEG_INF = -np.inf
@@ -120,12 +126,13 @@ def _dense_sums(x, q, weight, mode, m, like):
 def _scale_of_group(memory, count, like):
     """(maxima of a group's rows, scaled_exp of them, whether some is large), from the maxima by lanes."""
     m = maxima(memory, FOLDED, like)
-    m, scale, exp_max = scale_of_rows(where(first(count, m), m, 0.0))
+    m = nan_if_infinite(where(first(count, m), m, 0.0))
+    scale = scale_of(m)
     some_large, taken, lowest, round_to = scale
     store(memory, TAKEN, taken)
     store(memory, LOWEST, lowest)
     store(memory, ROUND_TO, round_to)
-    return m, exp_max, some_large
+    return m, scaled_exp(m, scale), some_large
 
 
 @inline
@@ -252,10 +259,7 @@ def groups(operands, mode, unit, like, scratch):
         if kind == CLASS_INDEX and uniform == 0.0:
             gap, lost = two_sum(m, -x_t)
             log_sum = where(gap < np.inf, log_norm + lost, log_norm)
-        value = row_loss(whole, a_of_loss, log_sum)
-        if loss.shape[1]:
-            write(loss[i], low, count, value, like)
-        value_sum = add_wide(value_sum, where(first(count, value), value, 0.0))
+        value_sum = add_losses(value_sum, loss, i, low, count, whole, a_of_loss, log_sum, like)
 
         if form != LOSS_ONLY:
             factor = row_factors(operands, scratch, i, low, count, like)

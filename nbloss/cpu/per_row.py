@@ -3,9 +3,8 @@
 import numpy as np
 
 from nbloss.cpu.labels import OUTSIDE, label_at, labelled, load_labels, without_class
-from nbloss.cpu.simd import broadcast, inline, lanes, load, load_one, store, store_one, where
-from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, add_gap, target_gradient
-from nbloss.cpu.vecmath import scale_of, scaled_exp
+from nbloss.cpu.simd import add_wide, broadcast, first, inline, lanes, load, load_one, store, store_one, where, write
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, add_gap, row_loss, target_gradient
 
 
 @inline
@@ -46,11 +45,18 @@ def row_factors(operands, scratch, i, k, count, like):
 
 
 @inline
-def scale_of_rows(m):
-    """(m, `scale_of` m, `scaled_exp` of m), m NaN where it is infinite."""
-    m = m + (m - m)
-    scale = scale_of(m)
-    return m, scale, scaled_exp(m, scale)
+def nan_if_infinite(m):
+    """Maxima of rows; NaN for a row without a finite class, or with one at +inf, and so is all that is made of it."""
+    return m + (m - m)
+
+
+@inline
+def add_losses(value_sum, loss, i, k, left, whole, a, log_norm, like):
+    """value_sum and the losses of a vector of rows, `left` or all of it, which are written where they are asked for."""
+    value = row_loss(whole, a, log_norm)
+    if loss.shape[1]:
+        write(loss[i], k, min(lanes(like), left), value, like)
+    return add_wide(value_sum, where(first(left, value), value, 0.0))
 
 
 @inline

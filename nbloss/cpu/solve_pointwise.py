@@ -36,6 +36,7 @@ _NOTHING = {dtype: np.empty((1, 0), dtype) for dtype in (FLOAT32, FLOAT64)}
 
 
 def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> tuple[Plan, bool]:
+    """As `solve.plan`, of a pointwise problem."""
     shape, size, dtype, check = problem.x.shape, problem.x.size, compute_dtype(problem.x.dtype), problem.check
     unreduced = value and problem.reduction == "none"
     known = None if has_weighted_mean(problem) else float(size) if problem.reduction == "mean" else 1.0

@@ -24,6 +24,7 @@ _NO_WEIGHT = {dtype: np.empty(0, dtype) for dtype in (FLOAT32, FLOAT64)}
 
 
 def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Array) -> tuple[Plan, bool]:
+    """As `solve.plan`, of a row-wise problem."""
     shape, dtype, mean = problem.shape, compute_dtype(problem.x.dtype), problem.reduction == "mean"
     classes, ignore, count = problem.x.shape[problem.axis], problem.ignore_index, float(math.prod(shape))
     labelled, dense = problem.labels is not None, problem.probabilities is not None

@@ -7,12 +7,11 @@ what is written, a block of classes at a time.
 import numpy as np
 
 from nbloss.cpu.columns import add_to, column_of, facts_of, finish_classes, no_sums, parts_of, sum_classes
+from nbloss.cpu.per_row import add_losses, nan_if_infinite
 from nbloss.cpu.rows import LOWEST_32, LOWEST_64, MARGIN
 from nbloss.cpu.simd import (
-    add_wide,
     any_lane,
     broadcast,
-    first,
     inline,
     is_single,
     lanes,
@@ -24,14 +23,13 @@ from nbloss.cpu.simd import (
     store_all,
     total,
     where,
-    write,
     write_from,
 )
-from nbloss.cpu.targets import CLASS_INDEX, PROBABILITIES, add_gap, row_loss
+from nbloss.cpu.targets import CLASS_INDEX, PROBABILITIES, add_gap
 from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOSS_ONLY
 
-FACTS = 6  # of `finish_classes`
+FINISHING = 6  # numbers of a row that `finish_classes` needs
 KEPT = 11  # numbers of a row that are kept from block to block: maximum, reference, and sums or what they come to
 
 
@@ -102,15 +100,12 @@ def streams(operands, mode, unit, like, scratch):
     for k in range(start, stop, step):
         at, count = kept_at + (k - start) * KEPT, min(step, stop - k)
         m, reference = load_all(memory, at, (none, none))
-        m = m + (m - m)  # NaN where it is infinite
+        m = nan_if_infinite(m)
         store(memory, at, m)
         column = column_of(operands, mode, scratch, i, k, count, m, reference, like)
         known, facts = facts_of(operands, mode, column, scratch, load_all(memory, at + 2 * step, no_sums(like)), like)
         store_all(memory, at + 2 * step, facts)
-        value = row_loss(known[0], known[1], log1p(known[2]))
-        if loss.shape[1]:
-            write(loss[i], k, count, value, like)
-        value_sum = add_wide(value_sum, where(first(count, value), value, 0.0))
+        value_sum = add_losses(value_sum, loss, i, k, count, known[0], known[1], log1p(known[2]), like)
     if mode.form != LOSS_ONLY:
         for begin in range(0, classes, span):
             end = min(begin + span, classes)
@@ -122,7 +117,7 @@ def streams(operands, mode, unit, like, scratch):
                     v = read(x[i, j], k, count, 0.0, like)
                     prefetch_far(x[i, j], k + span * next_class, like)
                     store(memory, block + j * lead, scaled_exp(v, column.scale) if mode.form == GRADIENT else v)
-                facts = load_all(memory, at + 2 * step, no_sums(like)[:FACTS])
+                facts = load_all(memory, at + 2 * step, no_sums(like)[:FINISHING])
                 finish_classes(operands, mode, column, memory, begin, end, block, lead, facts, like)
             for j in range(begin, end):
                 write_from(memory, (j - begin) * lead, out[i, j], start, stop, mode.nontemporal, like)

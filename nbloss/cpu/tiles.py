@@ -6,12 +6,11 @@ A tile (classes, vectors of rows, lanes) is copied next to the core, where strid
 import numpy as np
 
 from nbloss.cpu.columns import column_of, facts_of, finish_classes, no_sums, sum_classes
+from nbloss.cpu.per_row import add_losses, nan_if_infinite
 from nbloss.cpu.simd import (
-    add_wide,
     as_line,
     as_rows,
     broadcast,
-    first,
     inline,
     lanes,
     lent_to,
@@ -23,12 +22,9 @@ from nbloss.cpu.simd import (
     store,
     store_transposed,
     total,
-    where,
-    write,
     write_from,
     write_lines,
 )
-from nbloss.cpu.targets import row_loss
 from nbloss.cpu.vecmath import log1p
 from nbloss.problem import LOSS_ONLY
 
@@ -84,7 +80,7 @@ def tiles(operands, mode, unit, like, scratch):
         for k in range(low, high, step):
             count, at = min(step, high - k), before + k - low
             fetched = _next_tile(x, low, k, breadth, lined_up, like)
-            m = m + (m - m)  # NaN where it is infinite
+            m = nan_if_infinite(m)
             column = column_of(operands, mode, scratch, i, k, count, m, m, like)
             sums, m = sum_classes(
                 operands, mode, column, tile, 0, classes, at, lead, no_sums(like), fetched, breadth, like
@@ -136,10 +132,8 @@ def _losses(loss, tile, facts_at, facts_step, i, start, stop, like):
     for k in range(start, stop, step):
         at = facts_at + k - start
         whole, a = load(tile, at, like), load(tile, at + facts_step, like)
-        value = row_loss(whole, a, log1p(load(tile, at + 2 * facts_step, like)))
-        if loss.shape[1]:
-            write(loss[i], k, min(step, stop - k), value, like)
-        value_sum = add_wide(value_sum, where(first(stop - k, value), value, 0.0))
+        log_norm = log1p(load(tile, at + 2 * facts_step, like))
+        value_sum = add_losses(value_sum, loss, i, k, stop - k, whole, a, log_norm, like)
     return total(value_sum)
 
 
