@@ -27,6 +27,7 @@ KERNELS = {
     "rows of float64": ("rowwise", "ROWS", "dld"),
     "groups": ("rowwise", "GROUPS", "flf"),
     "tiles": ("rowwise", "TILES", "flf"),
+    "streams": ("rowwise", "STREAMS", "flf"),
     "binary_cross_entropy": ("pointwise", "KERNELS['binary_cross_entropy']", "ffff"),
     "binary_cross_entropy_with_logits": ("pointwise", "KERNELS['binary_cross_entropy_with_logits']", "ffff"),
 }

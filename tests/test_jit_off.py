@@ -99,7 +99,7 @@ def test_planes_past_the_caches(rng, monkeypatch, inner):
 @pytest.mark.parametrize("mapped", [True, False])
 def test_new_memory(rng, monkeypatch, mapped):
     """What a call allocates is written past the caches unless it is new; what it is given, always."""
-    from nbloss.cpu import auxiliary, pointwise, results, rowwise
+    from nbloss.cpu import auxiliary, pointwise, results, rowwise_driver
 
     x, t = rng.standard_normal((2, 600)).astype(np.float32), rng.random(1200).astype(np.float32)
     calls = (nbloss.cross_entropy, (x, [3, 400])), (nbloss.mse_loss, (x.ravel(), t))
@@ -109,7 +109,7 @@ def test_new_memory(rng, monkeypatch, mapped):
         stream = module.stream
         monkeypatch.setattr(module, "stream", lambda *store, stream=stream: past.append(stream(*store)))
     monkeypatch.setattr(pointwise, "prefetch_far", lambda a, i, like: fetched.append(i))
-    for module in (pointwise, rowwise):
+    for module in (pointwise, rowwise_driver):
         monkeypatch.setattr(module, "is_mapped", lambda a: mapped)
     for large in (1 << 40, 0):
         monkeypatch.setattr(auxiliary, "LARGE", large)
@@ -161,6 +161,19 @@ def test_tall_arrays(rng, monkeypatch):
         for result, wanted in zip(nbloss.cross_entropy.value_and_grad(x, labels, reduction="none"), expected):
             close(result, wanted)
         close(np.exp(nbloss.log_softmax(x, axis=1)), nbloss.softmax(x, axis=1))
+
+
+def test_few_rows(rng, monkeypatch):
+    """Classes that lie apart, folded into vectors."""
+    from nbloss.cpu import rowwise
+
+    monkeypatch.setattr(rowwise, "FOLDED_FROM", 1)
+    monkeypatch.setattr(rowwise, "PIECE", 20)
+    x, labels = rng.standard_normal((70, 3)).T, rng.integers(0, 70, 3)
+    expected = reference.cross_entropy(x, labels, reduction="none")
+    for result, wanted in zip(nbloss.cross_entropy.value_and_grad(x, labels, reduction="none"), expected):
+        close(result, wanted)
+    close(np.exp(nbloss.log_softmax(x)), nbloss.softmax(x))
 
 
 def test_confident_row_and_nll():

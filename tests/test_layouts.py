@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import CUDA, SIMULATED, close, few
+from scipy import special
 
 import nbloss
 from nbloss import layout, plans
@@ -214,6 +215,57 @@ def test_more_classes_than_a_tile_holds(rng, monkeypatch, dtype, step, shape):
         assert bool(streams) == (tallest == 0)
     for result, expected in zip(*results):
         close(result, expected, dtype)
+
+
+FEW_ROWS = {
+    "one in reverse": lambda x: x[0][::-1],
+    "every second class": lambda x: np.repeat(x[:3], 2, axis=1)[:, ::2],
+    "one column": lambda x: np.repeat(x[:1].T, 3, axis=1)[:, 1],
+    "three columns": lambda x: np.ascontiguousarray(x[:3].T).T,
+    "three columns in reverse": lambda x: np.ascontiguousarray(x[:3].T)[::-1].T,
+    "two of three": lambda x: np.ascontiguousarray(x[:3].T)[:, ::2].T,
+    "eight columns": lambda x: np.ascontiguousarray(x[:8].T).T,
+    "planes": lambda x: np.ascontiguousarray(x.reshape(4, 2, -1).swapaxes(1, 2)),
+    "planes in reverse": lambda x: np.ascontiguousarray(x.reshape(4, 2, -1).swapaxes(1, 2))[..., ::-1],
+}
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float32, np.float64])
+@pytest.mark.parametrize("layout", FEW_ROWS)
+@pytest.mark.parametrize(("classes", "piece"), [(407, 1 << 16), (1111, 64), (416, 1)])
+def test_few_rows(rng, monkeypatch, dtype, layout, classes, piece):
+    """Classes that lie apart are folded into vectors, and cut into pieces; some are left over, and some are none's."""
+    monkeypatch.setattr(rowwise, "PIECE", piece)
+    streams, variant = [], rowwise.STREAMS.variant
+    monkeypatch.setattr(rowwise.STREAMS, "variant", lambda *kind: streams.append(kind) or variant(*kind))
+    logits, masses = 3 * rng.standard_normal((8, classes)), rng.random((8, classes))
+    logits[2, : classes - 60] = -30  # of the reference, or of another's
+    x, q = (FEW_ROWS[layout](a.astype(dtype)) for a in (logits, masses))
+    axis = 0 if x.ndim == 1 else 1
+    rows = np.delete(x.shape, axis)
+    labels = rng.integers(0, classes, rows) if len(rows) else np.int64(classes - 1)
+    if labels.size > 2:
+        labels.flat[1], labels.flat[2] = -100, classes - 1
+    weight = rng.random(classes)
+    for target in (labels, q):
+        for options in ({}, {"label_smoothing": 0.1}, {"weight": weight}, {"label_smoothing": 0.1, "weight": weight}):
+            for reduction in ("none", "mean"):
+                options = {**options, "reduction": reduction, "axis": axis}
+                loss, gradient = nbloss.cross_entropy.value_and_grad(x, target, **options)
+                expected = reference.cross_entropy(x, target, **options)
+                close(loss, expected[0], np.float32 if dtype in (np.float16, BFLOAT16) else dtype)
+                close(gradient, expected[1], dtype)
+                assert np.array_equal(nbloss.cross_entropy(x, target, **options), loss)
+                out = x.copy(order="K")
+                nbloss.cross_entropy.grad(out, target, out=out, **options)
+                close(out, expected[1], dtype)
+    wide = np.asarray(x, np.float64)
+    close(nbloss.softmax(x, axis=axis), special.softmax(wide, axis=axis), dtype)
+    close(nbloss.log_softmax(x, axis=axis), special.log_softmax(wide, axis=axis), dtype)
+    single = np.float32 if dtype in (np.float16, BFLOAT16) else dtype
+    close(nbloss.logsumexp(x, axis=axis), special.logsumexp(wide, axis=axis), single)
+    assert bool(streams) == (layout != "eight columns" or dtype != np.float64)  # which fill a vector
 
 
 def test_few_pieces(rng):

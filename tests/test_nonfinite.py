@@ -10,7 +10,7 @@ from nbloss.cpu import rowwise
 
 INF, NAN = np.inf, np.nan
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
-LAYOUTS = ["rows", "groups", "tiles", "planes", *([] if CUDA else ["streams"])]
+LAYOUTS = ["rows", "groups", "tiles", "planes", *([] if CUDA else ["streams", "folded"])]
 
 
 def spread(row, layout):
@@ -20,8 +20,10 @@ def spread(row, layout):
         return np.concatenate([row, np.full(classes - len(row), -INF)])[None], (0,)
     if layout == "tiles":
         return np.stack([row] * 3), (1,)
-    if layout == "streams":  # of several blocks
+    if layout in ("streams", "folded"):  # of several blocks, or pieces
         row = np.concatenate([row, np.full(130 - len(row), -INF)])
+    if layout == "folded":
+        return np.repeat(row[None], 2, axis=1)[:, ::2], (0,)
     return np.repeat(row[None, :, None], 40, axis=2), (0, 7)
 
 
@@ -42,8 +44,13 @@ pytestmark = pytest.mark.usefixtures("backend", "tall")
 
 @pytest.fixture
 def tall(request, monkeypatch):
-    if request.node.callspec.params.get("layout") == "streams":
+    """Few classes, or few of few rows, for kernels of many."""
+    layout = request.node.callspec.params.get("layout")
+    if layout == "streams":
         monkeypatch.setattr(rowwise, "TALLEST", 0)
+    if layout == "folded":
+        monkeypatch.setattr(rowwise, "FOLDED_FROM", 1)
+        monkeypatch.setattr(rowwise, "PIECE", 20)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,8 +96,9 @@ class TestClasses:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_stays_in_its_row(rng, layout):
     shapes = {"rows": (5, 500), "groups": (40, 100), "tiles": (40, 6), "planes": (2, 6, 40), "streams": (2, 130, 40)}
+    shapes["folded"] = 5, 130
     shape = shapes[layout]
-    x = rng.standard_normal(shape).astype(np.float32)
+    x = rng.standard_normal(shape).astype(np.float32, order="F" if layout == "folded" else "C")
     labels = rng.integers(0, shape[1], np.delete(shape, 1))
     clean = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
     where = (3, slice(None)) if len(shape) == 2 else (1, slice(None), 17)

@@ -6,11 +6,11 @@ launch      blocks, threads, the ordered sum
 compile     kernels on demand, and their cache; parts: by which of Numba's passes; ahead: what `warmup` compiles;
             operands: how arrays reach a kernel
 pointwise   the kernel of pointwise losses; lines: its units of work
-rowwise     the loop of row-wise kernels over units of work, and how work is cut. A unit is one of
+rowwise     the row-wise kernels, and how work is cut; rowwise_driver: the loops over units of it. A unit is one of
             rows (vectors along a row; unwritten: what they keep of it until it is written; results: what they write),
-            groups (vectors along rows, as many rows at once as a vector has lanes), tiles and streams (vectors across
-            rows, of a few classes and of very many; columns: what both do with a vector of rows; per_row: what they
-            have in common with groups) or picks (the target's entry alone);
+            groups (vectors along rows, as many rows at once as a vector has lanes), tiles (vectors across rows),
+            streams (likewise, of very many classes, or with few rows folded into a vector; columns: what both do with
+            a vector of rows; per_row: what they have in common with groups) or picks (the target's entry alone);
             given: what all of them are given; scanning: what must be known of labels first
 targets     nbloss.formulas on vectors; vecmath: exp, log, log1p on vectors; labels: class indices of a vector of rows
 simd        all primitives under one name: arithmetic, bits, folds, lanes, memory, partial, strided, transpose, views

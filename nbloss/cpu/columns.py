@@ -7,7 +7,7 @@ import numpy as np
 
 from nbloss.cpu.given import Column
 from nbloss.cpu.labels import labelled, without_class
-from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_labels, row_weights
+from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_weights
 from nbloss.cpu.simd import broadcast, fma, inline, lanes, load, maximum, prefetch, prefetch_far, read, store, where
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, dense_gradient, two_sum
 from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
@@ -39,9 +39,8 @@ def _sum(parts):
 
 
 @inline
-def column_of(operands, mode, scratch, i, k, count, m, reference, like):
+def column_of(i, k, count, labels, m, reference):
     """The vector of rows at k, whose maxima are m; its exponentials are relative to a reference that is no lower."""
-    labels = row_labels(operands, mode, scratch, i, k, count, like)
     scale = scale_of(reference)
     exp_max = scaled_exp(m, scale)
     return Column(i, k, count, labels, m, scale, exp_max, 1.0 / exp_max)  # here, where nothing waits for the division

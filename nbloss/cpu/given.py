@@ -64,10 +64,15 @@ class Column(NamedTuple):
 class Scratch(NamedTuple):
     """Memory of a block of units, and numbers that a kernel needs besides."""
 
-    memory: Any  # for a tile, a group or a row
+    memory: Any  # for a tile, a group, a block or a row
     numbers: Any  # as many as a vector has
     labels: Any  # likewise
-    per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows; in `streams`, classes of a block
+    kept: Any  # what `streams` keeps of pieces
+    first: Any  # the first unit that it is kept of
+    per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows; in `streams`, lines of a block
     breadth: Any  # vectors of rows in a tile or a block
+    fold: Any  # classes of a line of `streams`
+    cuts: Any  # pieces that its lines are in
+    pieces: Any  # and all of them, with one of the classes that no line holds
     row_mass: Any  # dense target mass that every row has, from smoothing
     own_factor: Any  # what gradients of all rows are multiplied by

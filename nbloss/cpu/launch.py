@@ -73,15 +73,21 @@ class Launch:
     """
 
     def __init__(
-        self, kernel: Kernel, dtypes: tuple[str, ...], constants: tuple[Any, ...], units: int, unit_elements: int
+        self,
+        kernel: Kernel,
+        dtypes: tuple[str, ...],
+        constants: tuple[Any, ...],
+        units: int,
+        unit_elements: int,
+        pieces: int = 1,
     ) -> None:
         self._kernel, self._dtypes = kernel, dtypes
         step = max(1, BLOCK // max(1, unit_elements))
         self._blocks = -(-units // step)
+        self._shared = self._blocks * pieces
         self._elements = units * unit_elements
         self._units, self._step, self._constants = units, step, constants
         self._blocks_a_call = max(1, PER_CALL // (step * max(1, unit_elements)))
-
         self.is_one_call = self._blocks <= self._blocks_a_call
 
     def quickest(self) -> Callable[..., Sequence[float]]:
@@ -92,7 +98,7 @@ class Launch:
         return partial(serial, self._units, self._step, 0, self._blocks, *self._constants)
 
     def __call__(self, *args: Any) -> list[float]:
-        threads = _threads_for(self._blocks, self._elements)
+        threads = _threads_for(self._shared, self._elements)
         driver = self._kernel.variant(threads > 1, *self._dtypes)
         users = numba.get_num_threads() if threads > 1 else 0
         total: list[float] = []
@@ -109,10 +115,10 @@ class Launch:
         return total
 
 
-def _threads_for(blocks: int, elements: int) -> int:
+def _threads_for(pieces: int, elements: int) -> int:
     if elements < PARALLEL:
         return 1
-    threads = min(get_num_threads(), blocks)
+    threads = min(get_num_threads(), pieces)
     return threads if threads > 1 and _layer_is_safe() else 1
 
 

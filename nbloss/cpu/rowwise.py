@@ -2,56 +2,40 @@
 
 ``rows``, ``groups``, ``tiles`` and ``streams`` find, for each row, the maximum m and the sum of exp(x - m) over all
 classes but the target, or else one at the maximum, and take it from there with nbloss.formulas; ``picks`` needs
-neither. Here are the loop over blocks that they have in common, and the choice among them.
+neither. Here is the choice among them, and how work is cut.
 """
 
 import numpy as np
-from numba import prange
 from numba.core import types
 
-from nbloss.cpu.columns import BLOCK
 from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
-from nbloss.cpu.given import Mode, Operands, Scratch
+from nbloss.cpu.given import Operands
 from nbloss.cpu.groups import FOLDED, groups
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.operands import LAYOUT, Address, arrays_at, layout_of, numbers_at
+from nbloss.cpu.operands import LAYOUT, Address, layout_of
 from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import rows
-from nbloss.cpu.scanning import lines_of, pieces_of, scan_piece
-from nbloss.cpu.simd import (
-    HAS_AVX512,
-    UNLESS_NEW,
-    VECTOR_BYTES,
-    add_wide,
-    allocated,
-    borrowed,
-    broadcast,
-    inline,
-    is_mapped,
-    lanes,
-    lent_to,
-    sums_of_pairs,
-    take,
-    total,
-)
-from nbloss.cpu.streams import KEPT, streams
+from nbloss.cpu.rowwise_driver import driver_of
+from nbloss.cpu.simd import HAS_AVX512, VECTOR_BYTES
+from nbloss.cpu.streams import KEPT, conclude, sum_piece, write_piece
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.cpu.unwritten import SHORT, room_of
 from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, Array
 
-NUMBERS = (0,) * 9  # as many as follow the layout of the operands
-UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 # Rows that lie side by side share a tile of vectors of rows: as wide as TILE_BYTES allow, up to WIDEST vectors, for
 # long lines suit memory. More bytes, malloc would ask the operating system for each time. Of many classes, it is USUAL
 # vectors wide all the same (1000: 1.9 times faster than one). A unit is TILES_A_UNIT of them, which write whole lines
 # (16 x 21 x 256 x 256: 0.85 of the time of one); fewer where units would be too FEW.
 WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT = 16, (1 << 17) - 1, 8, 8
-# Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed: WIDEST vectors at a time or
-# fewer, that there be FEW_STREAMS of them, SPAN vectors to a block. Tiles took 3 times as long for 512 rows of 32000,
-# and 9 (with the gradient 4) times for 8 rows of 1000000; of 3000 classes, gradients are faster in tiles.
-TALLEST, FEW_STREAMS, SPAN = 1 << 18, 4, 512
+# Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed: units as wide as lines are,
+# or WIDEST_STREAM vectors (512 rows of 32000: 0.8 of the time of half of that), SPAN vectors or LEAST lines to a block.
+# Tiles took 4 times as long for 512 rows of 32000, and 30 for 8 rows of 1000000; of 3000 classes, gradients are faster
+# in tiles. Few rows of FOLDED_FROM classes or more are folded into vectors, and streamed (a row of 1000 in reverse: 0.3
+# of the time of a tile). Units are cut into pieces of a PIECE of elements or more, for there to be PIECES of them.
+TALLEST, WIDEST_STREAM, SPAN, LEAST = 1 << 18, 32, 256, 16
+FOLDED_FROM, PIECE, PIECES = 400, 1 << 16, 32
 # Other rows go through a tile of one vector. A unit is LINED_UP of them, or SHARED where other rows lie between, which
 # are in the same lines of memory and come next (100000 x 10 x 8: 0.6 of the time, 0.25 with the gradient).
 LINED_UP, SHARED = 8, 2
@@ -73,57 +57,6 @@ HEIGHT, FEW = 8, 64
 MOST_OF_A_ROW = 1 << 22  # bytes of scratch
 
 
-def _driver(chunk):
-    # own_factor is `factor`; for a mean it is divided by `divisor`, the weight of the labels where they are scanned.
-    def driver(
-        units, step, first_block, stop_block, layout, share, uniform, like,
-        x, t, q, weight, upstream, out, loss, factor, divisor,
-    ):  # fmt: skip
-        addresses = (x, t, q, weight, upstream, out, loss)
-        x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
-        kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room = numbers_at(addresses, layout, NUMBERS)
-        if nontemporal & UNLESS_NEW and is_mapped(out):
-            nontemporal = 0
-        mode = Mode(kind, form, nontemporal, ignore, share, uniform)
-        bad = 0.0
-        if scan:  # labels out of range must be known before anything is written
-            lines = lines_of(t)
-            pieces = lines.shape[0] * pieces_of(lines)
-            found = allocated(2 * pieces)
-            for piece in prange(pieces):
-                scan_piece(found, lines, weight, x.shape[1], ignore, piece)
-            bad, divisor = sums_of_pairs(found)
-        if scan == CHECKED and bad > 0:
-            stop_block = first_block
-        own_factor = np.float64(factor) / divisor if mean else factor
-        mass = 0.0
-        if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
-            mass = np.float64(uniform) * _weight_of_classes(weight, x.shape[1], like)
-        part = allocated(stop_block - first_block)
-        for block in prange(first_block, stop_block):
-            logits, masses, written = borrowed(x), borrowed(q), borrowed(out)
-            operands = Operands(
-                logits, borrowed(t), masses, borrowed(weight), borrowed(upstream), written, borrowed(loss)
-            )
-            # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
-            block_memory = allocated(24 + (room * weight.itemsize + 7) // 8)
-            labels = lent_to(np.int64(0), block_memory, 0, lanes(like))
-            numbers = lent_to(like, block_memory, 16, lanes(like))
-            tile = lent_to(like, block_memory, 24, room)
-            scratch = Scratch(tile, numbers, labels, per_unit, breadth, mass, own_factor)
-            value_sum = 0.0
-            for unit in range(block * step, min(units, block * step + step)):
-                value_sum += chunk(operands, mode, unit, like, scratch)
-            # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
-            part[block - first_block] = value_sum + 0 * block_memory.size
-        value_sum = 0.0
-        for k in range(part.size):
-            value_sum += part[k]
-        return float(value_sum), float(bad), float(divisor)  # no NumPy scalars where this runs as Python
-
-    return driver
-
-
 def _signature(x, t, q):
     compute = compute_type(x)
     name = compute.name
@@ -137,9 +70,10 @@ def _signature(x, t, q):
     )  # fmt: skip
 
 
-ROWS, GROUPS, TILES, STREAMS, PICKS = (
-    Kernel(chunk.__name__, _driver(chunk), _signature) for chunk in (rows, groups, tiles, streams, picks)
+ROWS, GROUPS, TILES, PICKS = (
+    Kernel(chunk.__name__, driver_of(chunk), _signature) for chunk in (rows, groups, tiles, picks)
 )
+STREAMS = Kernel("streams", driver_of(conclude, sum_piece, write_piece, KEPT), _signature)
 # Stand-ins for operands that a call does without.
 NO_LABELS = np.empty((0, 0), np.int64)
 NO_ROWS = {code: np.empty((0, 0), code) for code in "fd"}
@@ -185,10 +119,14 @@ def prepare(
     A call takes the operands, what gradients are multiplied by and what a mean is divided by, and gives (sum of losses,
     labels out of range, weight of the rest): the last two where labels are scanned.
     """
-    x, t, q, weight, _, out, _ = views
+    step = VECTOR_BYTES // views.weight.itemsize
+    fold = 1
+    if not along and not normalized and (not views.weight.size or (kind == CLASS_INDEX and smoothing == 0.0)):
+        views, fold = _folded(views, step)
+    x, t, q, weight = views[:4]
     outer, classes, inner = x.shape
-    step = VECTOR_BYTES // weight.itemsize
     per_unit = breadth = room = 0
+    cuts = 1
     side_by_side = x.strides[2] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
@@ -197,15 +135,17 @@ def prepare(
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
         room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)
         kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
-    elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side((x, q, out) if out.size else (x, q), 1):
+    elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side(_per_class(views), 1):
         per_unit = max(GROUPED // (classes * step), 1) * step
         room = FOLDED + (3 * step + 2 + classes) * step
         kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)
-    elif classes * VECTOR_BYTES > TALLEST:
-        breadth = min(WIDEST, -(-outer * whole // (FEW_STREAMS * step)), whole // step) if side_by_side else 1
-        per_unit, lead = max(SPAN // breadth // BLOCK, 1) * BLOCK, breadth * step
-        room = (per_unit + KEPT) * lead + step
-        kernel, units, unit_elements = STREAMS, outer * -(-inner // lead), classes * min(lead, whole)
+    elif classes * VECTOR_BYTES > TALLEST or fold > 1:
+        groups = -(-whole // (step * WIDEST_STREAM)) if side_by_side else whole // step
+        breadth = -(-whole // (step * groups))
+        per_unit, lead = max(SPAN // breadth, LEAST), breadth * step
+        room = per_unit * lead + step
+        kernel, units, unit_elements = STREAMS, outer * groups, classes // fold * min(lead, whole)
+        cuts = max(1, min(-(-PIECES // units), unit_elements // PIECE))
     else:
         per_unit, breadth = SHARED if outer > 1 and abs(x.strides[0]) < abs(x.strides[2]) else LINED_UP, 1
         if side_by_side:
@@ -223,16 +163,33 @@ def prepare(
             room += (classes + 1) * step if nontemporal else 0
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * min(lead, whole)
     share, uniform, like = 1.0 - smoothing, smoothing / classes, like_of(weight.dtype.char)
-    layout = layout_of(views, kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room)
+    layout = layout_of(views, kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts)
     constants = (layout, share, uniform, like)
-    return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements)
+    return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements, cuts)
 
 
-@inline
-def _weight_of_classes(weight, classes, like):
-    if weight.shape[0] == 0:
-        return np.float64(classes)
-    weight_sum = broadcast(0.0, np.float64(0.0))
-    for j in range(0, classes, lanes(like)):
-        weight_sum = add_wide(weight_sum, take(weight, j, min(lanes(like), classes - j), 0.0, like))
-    return total(weight_sum)
+def _per_class(views: Operands) -> list[Array]:
+    return [a for a in (views.x, views.q, views.out) if a.size]
+
+
+def _folded(views: Operands, step: int) -> tuple[Operands, int]:
+    """(views, how many classes of all inner rows make a line that fills a vector), or 1 where they are not folded.
+
+    Few rows are, of many classes that lie apart: those that, with their classes, are at equal distances, or else each
+    one by itself.
+    """
+    outer, classes, inner = views.x.shape
+    if classes < FOLDED_FROM or are_side_by_side(_per_class(views), 1):
+        return views, 1
+    turned = Operands(*(a.transpose(range(a.ndim)[::-1]) for a in views))
+    if 2 * inner <= step and _are_even(views):
+        return views, step // inner
+    if 2 * outer <= step and _are_even(turned) and (outer > 1 or 2 * inner <= step):
+        return turned, step // outer
+    return views, 1
+
+
+def _are_even(views: Operands) -> bool:
+    """Whether classes, and the rows between them, are at equal distances."""
+    inner = views.x.shape[2]
+    return inner == 1 or all(a.strides[1] == inner * a.strides[2] for a in _per_class(views))

@@ -14,8 +14,8 @@ PIECE = 1 << 14
 
 @inline
 def lines_of(labels):
-    """Labels in two dimensions, side by side in the last; one column is one line."""
-    return labels.T if labels.shape[1] == 1 else labels
+    """Labels in two dimensions, side by side in the last."""
+    return labels if labels.strides[1] == labels.itemsize and labels.shape[1] > 1 else labels.T
 
 
 @inline
@@ -56,7 +56,8 @@ def scan_piece(found, lines, weight, classes, ignore, piece):
 
 def can_scan(labels: Array) -> bool:
     """Whether a kernel can scan the labels that it is given."""
-    return labels.strides[labels.shape[1] > 1] == labels.itemsize or labels.size == 1
+    along = (step == labels.itemsize for n, step in zip(labels.shape, labels.strides) if n > 1)
+    return labels.size == 1 or any(along)
 
 
 def _scan_driver(labels, weight, classes, ignore):

@@ -14,7 +14,7 @@ from nbloss.cpu import rowwise as kernels
 from nbloss.cpu.auxiliary import UNITS, Plan, past_caches, reduced, stored
 from nbloss.cpu.given import Operands
 from nbloss.cpu.launch import Launch
-from nbloss.cpu.rowwise import CHECKED, UNCHECKED
+from nbloss.cpu.rowwise_driver import CHECKED, UNCHECKED
 from nbloss.cpu.scanning import can_scan, scan_labels
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.errors import refuse_labels

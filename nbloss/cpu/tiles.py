@@ -6,7 +6,7 @@ A tile (classes, vectors of rows, lanes) is copied next to the core, where strid
 import numpy as np
 
 from nbloss.cpu.columns import column_of, facts_of, finish_classes, no_sums, sum_classes
-from nbloss.cpu.per_row import add_losses, nan_if_infinite
+from nbloss.cpu.per_row import add_losses, nan_if_infinite, row_labels
 from nbloss.cpu.simd import (
     as_line,
     as_rows,
@@ -81,7 +81,8 @@ def tiles(operands, mode, unit, like, scratch):
             count, at = min(step, high - k), before + k - low
             fetched = _next_tile(x, low, k, breadth, lined_up, like)
             m = nan_if_infinite(m)
-            column = column_of(operands, mode, scratch, i, k, count, m, m, like)
+            labels = row_labels(operands, mode, scratch, i, k, count, like)
+            column = column_of(i, k, count, labels, m, m)
             sums, m = sum_classes(
                 operands, mode, column, tile, 0, classes, at, lead, no_sums(like), fetched, breadth, like
             )

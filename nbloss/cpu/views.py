@@ -88,6 +88,28 @@ def _(context, builder, sig, args):
     return view(context, builder, sig.return_type, data, [builder.extract_value(array.shape, 1)], [item])
 
 
+def folded(a, first, lines, fold):
+    """Classes `first`, … of a, (outer, classes, inner), `fold` of them to a line, where they lie at equal distances."""
+    outer, step, item = a.strides
+    shape = (a.shape[0], lines, a.shape[2] * fold)
+    strides = (outer, step * fold, step // max(a.shape[2], 1) if fold > 1 else item)
+    return np.lib.stride_tricks.as_strided(a[:, first:], shape, strides)
+
+
+@compiled_raw(folded, lambda a, first, lines, fold: a)
+def _(context, builder, sig, args):
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    first, lines, fold = (context.cast(builder, args[n], sig.args[n], types.intp) for n in (1, 2, 3))
+    outer, _, inner = cgutils.unpack_tuple(builder, array.shape)
+    of_outer, step, item = cgutils.unpack_tuple(builder, array.strides)
+    one = ir.Constant(lines.type, 1)
+    apart = builder.sdiv(step, builder.select(builder.icmp_signed(">", inner, one), inner, one))
+    item = builder.select(builder.icmp_signed(">", fold, one), apart, item)
+    data = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [builder.mul(first, step)])
+    shape, strides = [outer, lines, builder.mul(inner, fold)], [of_outer, builder.mul(step, fold), item]
+    return view(context, builder, sig.return_type, data, shape, strides)
+
+
 def line_at(a, i, count):
     """a[i] and what follows it, `count` elements, but of an array without any; borrowed."""
     return np.lib.stride_tricks.as_strided(a[i], (count if a.shape[1] else 0,), a.strides[1:])

@@ -1,0 +1,134 @@
+"""The loop over blocks of units that row-wise kernels have in common, and those over pieces of a unit's classes."""
+
+import numpy as np
+from numba import prange
+
+from nbloss.cpu.given import Mode, Operands, Scratch
+from nbloss.cpu.operands import arrays_at, numbers_at
+from nbloss.cpu.scanning import lines_of, pieces_of, scan_piece
+from nbloss.cpu.simd import (
+    UNLESS_NEW,
+    add_wide,
+    allocated,
+    borrowed,
+    broadcast,
+    inline,
+    is_mapped,
+    lanes,
+    lent_to,
+    sums_of_pairs,
+    take,
+    total,
+    unallocated,
+)
+from nbloss.cpu.targets import CLASS_INDEX
+from nbloss.problem import LOSS_ONLY
+
+NUMBERS = (0,) * 11  # as many as follow the layout of the operands
+UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
+
+
+def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
+    """The driver of a kernel that writes what is asked for of a unit, and returns the sum of its losses, by `chunk`.
+
+    Or of one that does it in three steps: `sum_piece` for pieces of a unit's classes, `chunk` for the unit, and
+    `write_piece`. Between them, `kept` numbers are kept of each lane of each piece.
+    """
+    in_pieces = sum_piece is not None  # Numba leaves out what is not asked for
+
+    # own_factor is `factor`; for a mean it is divided by `divisor`, the weight of the labels where they are scanned.
+    def driver(
+        units, step, first_block, stop_block, layout, share, uniform, like,
+        x, t, q, weight, upstream, out, loss, factor, divisor,
+    ):  # fmt: skip
+        addresses = (x, t, q, weight, upstream, out, loss)
+        x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
+        numbers = numbers_at(addresses, layout, NUMBERS)
+        kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts = numbers
+        if nontemporal & UNLESS_NEW and is_mapped(out):
+            nontemporal = 0
+        mode = Mode(kind, form, nontemporal, ignore, share, uniform)
+        bad = 0.0
+        if scan:  # labels out of range must be known before anything is written
+            lines = lines_of(t)
+            scanned = lines.shape[0] * pieces_of(lines)
+            found = allocated(2 * scanned)
+            for piece in prange(scanned):
+                scan_piece(found, lines, weight, x.shape[1], ignore, piece)
+            bad, divisor = sums_of_pairs(found)
+        if scan == CHECKED and bad > 0:
+            stop_block = first_block
+        own_factor = np.float64(factor) / divisor if mean else factor
+        mass = 0.0
+        if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
+            mass = np.float64(uniform) * _weight_of_classes(weight, x.shape[1], like)
+        # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
+        words = 24 + (room * weight.itemsize + 7) // 8
+        first = first_block * step
+        pieces = cuts + min(x.shape[1] % fold, 1)
+        places = (min(units, stop_block * step) - first) * pieces
+        kept_memory = unallocated(0)
+        if in_pieces:
+            kept_memory = allocated((places * breadth * kept + 1) * lanes(like) * weight.itemsize // 8)
+            for place in prange(places):
+                memory = allocated(words)
+                given = _given(x, t, q, weight, upstream, out, loss)
+                scratch = _scratch(
+                    memory, room, kept_memory, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like
+                )
+                sum_piece(given, mode, first + place // pieces, place % pieces, like, scratch)
+                # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
+                memory[0] = 0.0
+        part = allocated(stop_block - first_block)
+        for block in prange(first_block, stop_block):
+            memory = allocated(words)
+            given = _given(x, t, q, weight, upstream, out, loss)
+            scratch = _scratch(
+                memory, room, kept_memory, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like
+            )
+            value_sum = 0.0
+            for unit in range(block * step, min(units, block * step + step)):
+                value_sum += chunk(given, mode, unit, like, scratch)
+            part[block - first_block] = value_sum + 0 * memory.size
+        if in_pieces and form != LOSS_ONLY:
+            for place in prange(places):
+                memory = allocated(words)
+                given = _given(x, t, q, weight, upstream, out, loss)
+                scratch = _scratch(
+                    memory, room, kept_memory, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like
+                )
+                write_piece(given, mode, first + place // pieces, place % pieces, like, scratch)
+                memory[0] = 0.0
+        value_sum = 0.0
+        for k in range(part.size):
+            value_sum += part[k]
+        value_sum += 0 * kept_memory.size
+        return float(value_sum), float(bad), float(divisor)  # no NumPy scalars where this runs as Python
+
+    return driver
+
+
+@inline
+def _given(x, t, q, weight, upstream, out, loss):
+    return Operands(
+        borrowed(x), borrowed(t), borrowed(q), borrowed(weight), borrowed(upstream), borrowed(out), borrowed(loss)
+    )
+
+
+@inline
+def _scratch(memory, room, kept, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like):
+    labels = lent_to(np.int64(0), memory, 0, lanes(like))
+    numbers = lent_to(like, memory, 16, lanes(like))
+    tile = lent_to(like, memory, 24, room)
+    kept = lent_to(like, kept, 0, kept.size * 8 // numbers.itemsize)
+    return Scratch(tile, numbers, labels, kept, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor)
+
+
+@inline
+def _weight_of_classes(weight, classes, like):
+    if weight.shape[0] == 0:
+        return np.float64(classes)
+    weight_sum = broadcast(0.0, np.float64(0.0))
+    for j in range(0, classes, lanes(like)):
+        weight_sum = add_wide(weight_sum, take(weight, j, min(lanes(like), classes - j), 0.0, like))
+    return total(weight_sum)
