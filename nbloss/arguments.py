@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal, SupportsIndex, cast, get_args
 
 import numpy as np
@@ -264,6 +265,18 @@ def nll_loss(
         raise TypeError(f"target must be class indices of an integer or bool dtype, got {labels.dtype}")
     problem.normalized = True
     return _with_labels(problem, "log_probs", labels)
+
+
+def with_axes_last(values: Array, axis: Sequence[SupportsIndex] | None) -> Array:
+    """The array with these axes, or all, as its last one; of their entries in whatever order they lie in memory."""
+    axes = range(values.ndim) if axis is None else [normal_axis(k, max(values.ndim, 1)) for k in axis]
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis must not name a dimension twice, got {axis!r}")
+    kept = [k for k in range(values.ndim) if k not in axes]
+    gone = sorted((k for k in axes if k < values.ndim), key=lambda k: -abs(values.strides[k]))
+    entries = math.prod(values.shape[k] for k in gone)
+    last: Array = values.transpose(*kept, *gone).reshape(*(values.shape[k] for k in kept), entries)
+    return last
 
 
 def rows(x: ArrayLike, axis: SupportsIndex) -> Rowwise:

@@ -7,12 +7,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import output
 from nbloss.cuda.arrays import on_device
 from nbloss.errors import shown
-from nbloss.plans import FLOATS, WEIGHTS, Given, Key, keep, key_of, replay
+from nbloss.plans import FLOATS, INTEGERS, WEIGHTS, Given, Key, keep, key_of, replay
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Backend, Pointwise, Rowwise, is_device_view
 
 P = ParamSpec("P")
@@ -158,6 +159,9 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
             if len(args) == 2 and (grad_output is None or type(grad_output) in FLOATS):
                 x, target = args
                 key = key_of(called, x, target, out, kwargs)
+                if key is None and type(target) in INTEGERS and type(x) is np.ndarray:  # plans take arrays
+                    more = () if form == LOSS_ONLY else (grad_output, out)
+                    return call(x, np.asarray(target), *more, **kwargs)
                 known = replay(key, x, target, form, out, 1.0 if grad_output is None else float(grad_output), kwargs)
             if known is None:
                 known = afresh(args, kwargs, grad_output, out, called, key, value, form)

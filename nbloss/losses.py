@@ -6,7 +6,6 @@ A function below `@loss` gives the problem that its arguments pose; the decorato
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, SupportsIndex, cast
 
@@ -438,26 +437,20 @@ def logsumexp(
     >>> print(nbloss.logsumexp([[1000.0, 1000.0], [0.0, -40.0]]))
     [1.00069315e+03 4.24835426e-18]
     """
+    several = axis is None or isinstance(axis, Sequence)
+    if several and type(x) is np.ndarray:  # calls of what they come to are alike
+        x, axis, several = arguments.with_axes_last(x, cast("Any", axis)), -1, False
     key = key_of("logsumexp", x, None, None, {"axis": axis, "backend": backend, "stream": stream})
     known = replay(key, x, None, LOSS_ONLY, None, 1.0, {})
     if known is not None:
         return known[0][()]
 
     def solved(called: list[Any]) -> tuple[Any, Any]:
-        values = given = called[0]
-        where: Any = axis
-        if axis is None or isinstance(axis, Sequence):
-            values = arguments.as_floats("x", given)
-            axes = range(values.ndim) if axis is None else [arguments.normal_axis(k, max(values.ndim, 1)) for k in axis]
-            if len(set(axes)) < len(axes):
-                raise ValueError(f"axis must not name a dimension twice, got {axis!r}")
-            kept = [k for k in range(values.ndim) if k not in axes]
-            gone = [k for k in axes if k < values.ndim]
-            row = math.prod(values.shape[k] for k in gone)
-            values = values.transpose(*kept, *gone).reshape(*(values.shape[k] for k in kept), row)
-            where = -1
-        rows = choose(backend, stream, arguments.rows(values, where))
-        return solve(rows, value=True, key=key, given=(given, None, {}))
+        values, where = called[0], axis
+        if several:
+            values, where = arguments.with_axes_last(arguments.as_floats("x", values), cast("Any", axis)), -1
+        rows = choose(backend, stream, arguments.rows(values, cast("SupportsIndex", where)))
+        return solve(rows, value=True, key=key, given=(values, None, {}))
 
     names = ["x", "axis", "backend", "stream"]
     result = results("logsumexp", solved, names, [x, axis, backend, stream])[0]

@@ -34,12 +34,12 @@ def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Arr
     raise ValueError(f"grad_output must be {expected}, got shape {factor.shape}")
 
 
-def empty_like(x: Array) -> Array:
-    """A new array of an array's shape and dtype, in the order in which it lies in memory, as NumPy's functions give.
+def empty_like(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
+    """A new array of an array's shape, in the order in which it lies in memory, as NumPy's functions give.
 
     In another order, results of column-major input would take up to 3 times as long.
     """
-    return np.empty(x.shape, x.dtype) if 0 in x.strides else np.empty_like(x)
+    return np.empty(x.shape, dtype or x.dtype) if 0 in x.strides else np.empty_like(x, dtype)
 
 
 def array_for(

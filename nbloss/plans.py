@@ -18,6 +18,7 @@ Given = tuple[Any, ...]
 _plans: dict[Key | None, Callable[..., Any]] = {}
 MOST_PLANS = 256
 FLOATS = {float, np.float64, np.float32}  # numbers that a plan takes as they are, whatever their values
+INTEGERS = {int, np.int64, np.int32}  # likewise class indices, as arrays
 _PLAIN = {str, int, float, bool, type(None)}
 WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
 

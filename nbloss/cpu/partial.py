@@ -41,7 +41,7 @@ def _(context, builder, sig, args):
     pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored)
     count = context.cast(builder, args[2], sig.args[2], types.int64)
     value = decode(builder, sig.args[0].dtype, load_some(context, builder, pointer, stored, count), vt)
-    mask = _first_lanes(context, builder, vec.lanes, count)
+    mask = first_lanes(context, builder, vec.lanes, count)
     return builder.select(mask, value, broadcast_value(context, builder, args[3], sig.args[3], vec))
 
 
@@ -58,19 +58,24 @@ def _(context, builder, sig, args):
     return context.get_dummy_value()
 
 
-def _first_lanes(context, builder, lanes, count):
+def first_lanes(context, builder, lanes, count):
     return lane_mask("<")(context, builder, signature(Mask(lanes), types.int64, Mask(lanes)), [count, None])
 
 
-def _masked(builder, kind, stored, args, ret):
-    """llvm.masked.load / llvm.masked.store of any alignment."""
+def masked(builder, kind, stored, args, ret):
+    """llvm.masked.load, store, gather or scatter, of any alignment: args are what is stored, where, and what remains.
+
+    What remains is the mask, after which comes, but for stores, what other lanes hold: anything, if it is not given.
+    """
     element = str(stored.element)
     suffix = f"v{stored.count}" + {"float": "f32", "double": "f64"}.get(element, element)
+    before = 2 if kind in ("store", "scatter") else 1
+    place = f".v{stored.count}p0" if kind in ("gather", "scatter") else ".p0"
     if LLVM_BEFORE_22:  # where the alignment is an argument, before the mask
-        args = [*args[:-1], ir.Constant(ir.IntType(32), 1), args[-1]]
+        args = [*args[:before], ir.Constant(ir.IntType(32), 1), *args[before:]]
     if kind == "load":
         args = [*args, ir.Constant(stored, ir.Undefined)]
-    return call(builder, f"llvm.masked.{kind}.{suffix}.p0", ret, *args)
+    return call(builder, f"llvm.masked.{kind}.{suffix}{place}", ret, *args)
 
 
 def _term(builder, count, size):
@@ -98,7 +103,7 @@ def load_some(context, builder, pointer, stored, count):
     """The first `count` lanes from there, 0 to all, and anything in the others; nothing else is read."""
     size = stored.count
     if HAS_AVX512 or (HAS_AVX and str(stored.element) not in ("i8", "i16")):
-        return _masked(builder, "load", stored, [pointer, _first_lanes(context, builder, size, count)], stored)
+        return masked(builder, "load", stored, [pointer, first_lanes(context, builder, size, count)], stored)
     # No mask is there for them, and LLVM takes lane by lane: here 16, 8, 4, … of them are read.
     element = builder.bitcast(pointer, stored.element.as_pointer())
     is_whole, start = _term(builder, count, size)
@@ -132,8 +137,8 @@ def store_some(context, builder, value, pointer, count):
     """Store the first `count` lanes there, 0 to all."""
     size = value.type.count
     if HAS_AVX512:
-        mask = _first_lanes(context, builder, size, count)
-        _masked(builder, "store", value.type, [value, pointer, mask], ir.VoidType())
+        mask = first_lanes(context, builder, size, count)
+        masked(builder, "store", value.type, [value, pointer, mask], ir.VoidType())
         return
     # By a mask, AVX2 takes 14 cycles for half a vector on a Zen 3, and has none for 16 bits: here 16, 8, 4, … lanes.
     element = builder.bitcast(pointer, value.type.element.as_pointer())

@@ -15,6 +15,7 @@ from nbloss.cpu.auxiliary import UNITS, Plan, past_caches, reduced, stored
 from nbloss.cpu.launch import PARALLEL, Launch
 from nbloss.cpu.pointwise import AHEAD
 from nbloss.errors import refuse_probabilities
+from nbloss.output import empty_like
 from nbloss.problem import (
     CODES,
     FLOAT32,
@@ -37,12 +38,12 @@ _NOTHING = {dtype: np.empty((1, 0), dtype) for dtype in (FLOAT32, FLOAT64)}
 
 def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> tuple[Plan, bool]:
     """As `solve.plan`, of a pointwise problem."""
-    shape, size, dtype, check = problem.x.shape, problem.x.size, compute_dtype(problem.x.dtype), problem.check
+    size, dtype, check = problem.x.size, compute_dtype(problem.x.dtype), problem.check
     unreduced = value and problem.reduction == "none"
     known = None if has_weighted_mean(problem) else float(size) if problem.reduction == "mean" else 1.0
     # What gradients are multiplied by where `run` is given 1: one number, or the factor of each element itself.
     unit = factor if factor.ndim else rounded(1.0 if known is None else divided(1.0, known), dtype)
-    loss = np.empty(shape, dtype) if unreduced else None
+    loss = empty_like(problem.x, dtype) if unreduced else None
     driver, lasting = _sums(problem, wanted(value, out), unit, out, loss)
     ahead = _sums(problem, 0, unit, None, None)[0] if in_place and checks_values(problem) else None
     ones, nothing, one = _ONES[dtype], _NOTHING[dtype], UNITS[dtype]
@@ -57,7 +58,7 @@ def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, fac
     ) -> Any:
         count = _total_weight(weight, size) if known is None else known
         scale = unit if factor == 1.0 and known is not None else rounded(divided(factor, count), dtype)
-        loss = np.empty(shape, dtype) if unreduced else nothing
+        loss = empty_like(x, dtype) if unreduced else nothing
         if ahead is not None and ahead(x, target, weight, pos_weight, scale, nothing, nothing)[1]:
             refuse_probabilities(x)
         gradient = nothing if out is None else out

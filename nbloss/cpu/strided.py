@@ -4,23 +4,47 @@ import llvmlite.ir as ir
 import numpy as np
 from numba.core import types
 
-from nbloss.cpu.arithmetic import Vec, compiled_raw, llvm_vector, nothing, opaque
+from nbloss.cpu.arithmetic import HAS_AVX512, Vec, compiled_raw, in_all_lanes, llvm_vector, nothing, opaque
 from nbloss.cpu.lanes import lanes
 from nbloss.cpu.memory import aligned_at, decode, encode, load, storage, store, stream
-from nbloss.cpu.partial import load_first, store_first
+from nbloss.cpu.partial import first_lanes, load_first, masked, store_first
 from nbloss.cpu.parts import inline
 from nbloss.half import decoded, encoded
 
 
 def gather(a, i, count, like):
-    """a[i], a[i + 1], …, of any stride; lanes from `count` on repeat the last one read."""
+    """a[i], a[i + 1], …, of any stride; lanes from `count` on repeat one of them."""
     return decoded(np.asarray(a[np.minimum(np.arange(i, i + lanes(like)), i + count - 1)])).astype(type(like))
+
+
+def _at_once(a):
+    """Whether an instruction reads and writes elements that lie apart."""
+    return HAS_AVX512 and storage(a)[1] >= 4
+
+
+def _pointers(context, builder, sig, args, count):
+    """The address of each lane's element, from args[1] on of the strided array args[0]."""
+    wide = ir.VectorType(ir.IntType(64), count)
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    stride = in_all_lanes(builder, builder.extract_value(array.strides, 0), wide)
+    first = _strided_pointer(context, builder, sig, args, ir.Constant(ir.IntType(64), 0))
+    start = in_all_lanes(builder, builder.ptrtoint(first, ir.IntType(64)), wide)
+    places = builder.add(start, builder.mul(stride, ir.Constant(wide, list(range(count)))))
+    return first, builder.inttoptr(places, ir.VectorType(first.type, count))
 
 
 @compiled_raw(gather, lambda a, i, count, like: Vec(like))
 def _(context, builder, sig, args):
     vt = llvm_vector(sig.return_type)
     element, _ = storage(sig.args[0])
+    if _at_once(sig.args[0]):
+        stored = ir.VectorType(element, vt.count)
+        first, pointers = _pointers(context, builder, sig, args, vt.count)
+        item = builder.load(first)
+        item.align = 1
+        mask = first_lanes(context, builder, vt.count, context.cast(builder, args[2], sig.args[2], types.int64))
+        raw = masked(builder, "gather", stored, [pointers, mask, in_all_lanes(builder, item, stored)], stored)
+        return decode(builder, sig.args[0].dtype, raw, vt)
     raw = ir.Constant(ir.VectorType(element, vt.count), ir.Undefined)
     last = _last(context, builder, sig, args)
     for k in range(vt.count):
@@ -55,6 +79,12 @@ def scatter(a, i, count, value):
 @compiled_raw(scatter, nothing)
 def _(context, builder, sig, args):
     value = encode(builder, sig.args[0].dtype, args[3])
+    if _at_once(sig.args[0]):
+        _, pointers = _pointers(context, builder, sig, args, value.type.count)
+        count = context.cast(builder, args[2], sig.args[2], types.int64)
+        mask = first_lanes(context, builder, value.type.count, count)
+        masked(builder, "scatter", value.type, [value, pointers, mask], ir.VoidType())
+        return context.get_dummy_value()
     last = _last(context, builder, sig, args)
     # Downwards: lanes past `count` land on the last element before its own value does.
     for k in reversed(range(value.type.count)):
