@@ -18,6 +18,11 @@ ROWS = [(700, 10), (333, 29), (600, 100), (40, 450), (300, 1000), (20, 9000), (3
 ROWS += [(3, 7, 4099), (300, 3, 5), (1, 4200, 70), (1, 100_003, 3)]
 
 
+def of_a_crop(x, target, out=None):
+    out = None if out is None else out[..., 1:, 1:]
+    return nbloss.cross_entropy.value_and_grad(x[..., 1:, 1:], target[..., 1:, 1:], out=out)
+
+
 def calls(rng, dtype):
     """Name and call of every loss at sizes that fill many blocks."""
     smoothed = partial(nbloss.cross_entropy.value_and_grad, label_smoothing=0.1)
@@ -28,6 +33,8 @@ def calls(rng, dtype):
         yield f"probabilities {shape}", nbloss.cross_entropy.value_and_grad, x, rng.random(shape).astype(dtype)
         yield f"smoothing {shape}", smoothed, x, labels
         yield f"nll_loss {shape}", nbloss.nll_loss.value_and_grad, x, labels
+    x, labels = rng.standard_normal((3, 5, 9, 40)).astype(dtype), rng.integers(0, 5, (3, 9, 40))
+    yield "crop", of_a_crop, x, labels
     weighted = partial(nbloss.cross_entropy.value_and_grad, weight=rng.random(3))
     for shape in ((40_000, 3), (3, 3, 20_000)):  # labels are scanned in several pieces
         yield f"weights {shape}", weighted, rng.random(shape).astype(dtype), rng.integers(0, 3, np.delete(shape, 1))

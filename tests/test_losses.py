@@ -11,6 +11,7 @@ from conftest import CUDA, SIMULATED, close, few
 from scipy import special
 
 import nbloss
+from nbloss import arguments
 
 DTYPES = ["float16", ml_dtypes.bfloat16, "float32", "float64"]
 ROW_SHAPES = [  # (shape, class axis): few and many classes, with and without dimensions after the classes
@@ -247,7 +248,12 @@ def test_logsumexp_over_several_axes(backend, rng):
     for axis in (None, (0, 1), (2, 0), (-1,), [0, 2]):
         expected = special.logsumexp(x, axis=axis if axis is None else tuple(axis))
         close(nbloss.logsumexp(x, axis=axis), expected)
+        turned = x.transpose(2, 1, 0)[:, ::-1]
+        expected = special.logsumexp(turned, axis=axis if axis is None else tuple(axis))
+        close(nbloss.logsumexp(turned, axis=axis), expected)
     assert isinstance(nbloss.logsumexp(x, axis=None), np.float64)
+    assert np.shares_memory(arguments.with_axes_last(x.T, None), x)
+    assert np.shares_memory(arguments.with_axes_last(x.T, (0, 1)), x)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 class Operands(NamedTuple):
     """Arrays: x, q (class probabilities) and out are (outer, classes, inner); t, upstream and loss are (outer, inner).
 
-    An absent q is x, other absent ones have no element.
+    A driver has `far` of them, one axis more. An absent q is x, other absent ones have no element.
     """
 
     x: Any
@@ -22,6 +22,7 @@ class Mode(NamedTuple):
     """What is to be done: the same for every row."""
 
     kind: Any  # of target
+    value: Any  # whether losses, or their sum, are asked for
     form: Any  # of what is written
     nontemporal: Any  # 0, or results are written past the caches
     ignore: Any  # the label of rows that do not count
@@ -68,7 +69,7 @@ class Scratch(NamedTuple):
     numbers: Any  # as many as a vector has
     labels: Any  # likewise
     kept: Any  # what `streams` keeps of pieces
-    first: Any  # the first unit that it is kept of
+    first: Any  # the first unit that it is kept of, which may lie before those of these operands
     per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows; in `streams`, lines of a block
     breadth: Any  # vectors of rows in a tile or a block
     fold: Any  # classes of a line of `streams`

@@ -1,4 +1,4 @@
-"""What a unit of a pointwise loss is made of: a piece of a line of its (outer, inner) operands, or several lines.
+"""What a unit of a pointwise loss is made of: a piece of a line of its (far, outer, inner) operands, or several lines.
 
 Short lines that lie one after the other in memory are one line. Weights that do not, a weight a column or a row, are
 spread over it in memory of a block's own: line by line, losses took 7 times as long as without weights where lines have
@@ -9,7 +9,7 @@ from nbloss.cpu.lanes import lanes
 from nbloss.cpu.memory import load, load_one, store
 from nbloss.cpu.parts import inline
 from nbloss.cpu.strided import read
-from nbloss.cpu.views import lent_line, lent_to, line_at
+from nbloss.cpu.views import lent_line, lent_to, line_at, plane_of
 from nbloss.problem import Array
 
 SEGMENT = 4096  # elements of a line to a unit
@@ -20,7 +20,9 @@ PERIOD = 256  # elements of equal lines that are written one by one, before whol
 
 def lines_to_a_unit(views: tuple[Array, ...]) -> int:
     """How many lines of the operands of a pointwise loss let be done as one: 1 where they do not lie so."""
-    x, t, weight, pos_weight, upstream, gradient, loss = views
+    if len(views[0]) > 1:
+        return 1
+    x, t, weight, pos_weight, upstream, gradient, loss = (view[0] for view in views)
     outer, inner = x.shape
     if outer == 1 or inner > SPAN // 2:
         return 1
@@ -32,13 +34,24 @@ def lines_to_a_unit(views: tuple[Array, ...]) -> int:
 
 
 @inline
+def _line(a, f, i):
+    return plane_of(plane_of(a, f), i)
+
+
+@inline
 def piece(arrays, unit, per_line, is_first, memory, like):
     """A piece of a line, of which there are so many: the line of each array, and from where to where."""
     x, t, weight, pos_weight, upstream, gradient, loss = arrays
     i = unit // per_line
     start = (unit - i * per_line) * SEGMENT
-    stop = min(x.shape[1], start + SEGMENT)
-    return (x[i], t[i], weight[i], pos_weight[i], upstream[i], gradient[i], loss[i]), start, stop
+    stop = min(x.shape[2], start + SEGMENT)
+    f = i // x.shape[1]
+    i -= f * x.shape[1]
+    line = (
+        _line(x, f, i), _line(t, f, i), _line(weight, f, i), _line(pos_weight, f, i), _line(upstream, f, i),
+        _line(gradient, f, i), _line(loss, f, i),
+    )  # fmt: skip
+    return line, start, stop
 
 
 @inline
@@ -67,8 +80,10 @@ def _spread(a, i, rows, inner, memory, at, is_first, like):
 
 @inline
 def several(arrays, unit, rows, is_first, memory, like):
-    """The same of so many lines as one; each block has `memory`, with room for three."""
+    """The same of so many lines as one, `far` being 1; each block has `memory`, with room for three."""
     x, t, weight, pos_weight, upstream, gradient, loss = arrays
+    x, t, gradient, loss = plane_of(x, 0), plane_of(t, 0), plane_of(gradient, 0), plane_of(loss, 0)
+    weight, pos_weight, upstream = plane_of(weight, 0), plane_of(pos_weight, 0), plane_of(upstream, 0)
     outer, inner = x.shape
     i = unit * rows
     n = min(rows, outer - i)

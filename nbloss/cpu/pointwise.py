@@ -53,6 +53,7 @@ PRIMITIVES = {
     "maximum": simd.maximum,
     "where": simd.where,
 }
+DIMS = 3  # of the operands: more axes, which memory does not let merge, are looped over in Python
 NUMBERS = (0,) * 3  # as many as follow the layout of the operands
 AHEAD = 16  # beside WANT_VALUE, WANT_GRADIENT, NONTEMPORAL and UNLESS_NEW: `sums` fetches, as `pairs` always does
 # How many elements ahead. From 64 MB on, memory needs it: 2^24 losses of BCE take 0.48 of the time and gradients 0.7,
@@ -230,7 +231,7 @@ def _driver(formula, memory_for, unit_of):
             begin, end = whole, stop
         return total(value_sum), np.float64(total(faults))
 
-    # x, t, weight, pos_weight, upstream, gradient, loss: (outer, inner), upstream being the factor of the gradient
+    # x, t, weight, pos_weight, upstream, gradient, loss: (far, outer, inner), upstream being the factor of the gradient
     def driver(units, step, first_block, stop_block, layout, like, x, t, weight, pos_weight, upstream, gradient, loss):
         addresses = (x, t, weight, pos_weight, upstream, gradient, loss)
         x, t, weight, pos_weight, upstream, gradient, loss = arrays_at(addresses, layout)
@@ -261,8 +262,8 @@ def _driver(formula, memory_for, unit_of):
 
 def _signature(x, t, weight, pos_weight):
     compute = compute_type(x)
-    written = array_type(x, 2, writable=True), array_type(compute.name, 2, writable=True)
-    arrays = (*(array_type(dtype, 2) for dtype in (x, t, weight, pos_weight, compute.name)), *written)
+    written = array_type(x, DIMS, writable=True), array_type(compute.name, DIMS, writable=True)
+    arrays = (*(array_type(dtype, DIMS) for dtype in (x, t, weight, pos_weight, compute.name)), *written)
     return (*[types.intp] * 4, LAYOUT, compute, *map(Address, arrays))
 
 
@@ -284,12 +285,12 @@ SHORT = _kernels(" of short lines", allocated, lines.several)
 
 
 def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
-    """One loss over (outer, inner) operands that lie as `views` do.
+    """One loss over (far, outer, inner) operands that lie as `views` do.
 
     A call takes the operands and gives (sum of weighted losses, inputs outside the domain).
     """
     x, upstream = views[0], views[4]
-    outer, inner = x.shape
+    far, outer, inner = x.shape
     dtypes = tuple(view.dtype.char for view in views[:4])
     rows, per_line, like = lines.lines_to_a_unit(views), -(-inner // lines.SEGMENT), like_of(x.dtype.char)
     if rows > 1:
@@ -297,4 +298,4 @@ def prepare(name: str, views: tuple[Array, ...], want: int) -> Launch:
         constants = (layout_of(views, want, rows, room), like)
         return Launch(SHORT[name], dtypes, constants, -(-outer // rows), rows * inner)
     constants = (layout_of(views, want, per_line, 0), like)
-    return Launch(KERNELS[name], dtypes, constants, outer * per_line, min(inner, lines.SEGMENT))
+    return Launch(KERNELS[name], dtypes, constants, far * outer * per_line, min(inner, lines.SEGMENT))

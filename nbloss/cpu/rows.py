@@ -222,7 +222,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
     next. Maxima, for short rows only, are NaN where they are not known; no row is -1.
     """
     x, t, q, weight, upstream, out, _ = operands
-    kind, form, nontemporal, ignore, share, uniform = mode
+    kind, _, form, nontemporal, ignore, share, uniform = mode
     row, masses = line_of(x, i), line_of(q, i)
     n = row.shape[0]
     target = np.int64(-1)

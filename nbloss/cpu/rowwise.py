@@ -61,9 +61,9 @@ def _signature(x, t, q):
     compute = compute_type(x)
     name = compute.name
     arrays = (
-        array_type(x, 3), array_type(t, 2), array_type(q, 3),
-        types.Array(compute, 1, "C", readonly=True), array_type("f8", 2),
-        array_type(x, 3, writable=True), array_type(name, 2, writable=True),
+        array_type(x, 4), array_type(t, 3), array_type(q, 4),
+        types.Array(compute, 1, "C", readonly=True), array_type("f8", 3),
+        array_type(x, 4, writable=True), array_type(name, 3, writable=True),
     )  # fmt: skip
     return (
         *[types.intp] * 4, LAYOUT, compute, compute, compute, *map(Address, arrays), types.float64, types.float64,
@@ -75,9 +75,10 @@ ROWS, GROUPS, TILES, PICKS = (
 )
 STREAMS = Kernel("streams", driver_of(conclude, sum_piece, write_piece, KEPT), _signature)
 # Stand-ins for operands that a call does without.
-NO_LABELS = np.empty((0, 0), np.int64)
-NO_ROWS = {code: np.empty((0, 0), code) for code in "fd"}
-NO_OUT = {code: np.empty((0, 0, 0), code) for code in "fdHh"}
+NO_LABELS = np.empty((0, 0, 0), np.int64)
+NO_ROWS = {code: np.empty((0, 0, 0), code) for code in "fd"}
+NO_OUT = {code: np.empty((0, 0, 0, 0), code) for code in "fdHh"}
+ROW_AXES = 3  # far, outer, inner: more of them, which memory does not let merge, are looped over in Python
 
 
 def operands(
@@ -107,6 +108,7 @@ def prepare(
     normalized: bool,
     views: Operands,
     kind: int,
+    value: bool,
     form: int,
     nontemporal: int,
     ignore: int,
@@ -124,10 +126,10 @@ def prepare(
     if not along and not normalized and (not views.weight.size or (kind == CLASS_INDEX and smoothing == 0.0)):
         views, fold = _folded(views, step)
     x, t, q, weight = views[:4]
-    outer, classes, inner = x.shape
+    far, outer, classes, inner = x.shape
     per_unit = breadth = room = 0
     cuts = 1
-    side_by_side = x.strides[2] == x.itemsize and inner > step
+    side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
         kernel, units, unit_elements = PICKS, outer * inner, 1
@@ -135,7 +137,7 @@ def prepare(
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
         room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)
         kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
-    elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side(_per_class(views), 1):
+    elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side(_per_class(views), 2):
         per_unit = max(GROUPED // (classes * step), 1) * step
         room = FOLDED + (3 * step + 2 + classes) * step
         kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)
@@ -147,7 +149,7 @@ def prepare(
         kernel, units, unit_elements = STREAMS, outer * groups, classes // fold * min(lead, whole)
         cuts = max(1, min(-(-PIECES // units), unit_elements // PIECE))
     else:
-        per_unit, breadth = SHARED if outer > 1 and abs(x.strides[0]) < abs(x.strides[2]) else LINED_UP, 1
+        per_unit, breadth = SHARED if outer > 1 and abs(x.strides[1]) < abs(x.strides[3]) else LINED_UP, 1
         if side_by_side:
             vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
             # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache
@@ -163,9 +165,9 @@ def prepare(
             room += (classes + 1) * step if nontemporal else 0
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * min(lead, whole)
     share, uniform, like = 1.0 - smoothing, smoothing / classes, like_of(weight.dtype.char)
-    layout = layout_of(views, kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts)
+    layout = layout_of(views, kind, value, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts)
     constants = (layout, share, uniform, like)
-    return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements, cuts)
+    return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, far * units, unit_elements, cuts)
 
 
 def _per_class(views: Operands) -> list[Array]:
@@ -178,10 +180,10 @@ def _folded(views: Operands, step: int) -> tuple[Operands, int]:
     Few rows are, of many classes that lie apart: those that, with their classes, are at equal distances, or else each
     one by itself.
     """
-    outer, classes, inner = views.x.shape
-    if classes < FOLDED_FROM or are_side_by_side(_per_class(views), 1):
+    _, outer, classes, inner = views.x.shape
+    if classes < FOLDED_FROM or are_side_by_side(_per_class(views), 2):
         return views, 1
-    turned = Operands(*(a.transpose(range(a.ndim)[::-1]) for a in views))
+    turned = Operands(*(a if a.ndim == 1 else a.swapaxes(1, -1) for a in views))
     if 2 * inner <= step and _are_even(views):
         return views, step // inner
     if 2 * outer <= step and _are_even(turned) and (outer > 1 or 2 * inner <= step):
@@ -191,5 +193,5 @@ def _folded(views: Operands, step: int) -> tuple[Operands, int]:
 
 def _are_even(views: Operands) -> bool:
     """Whether classes, and the rows between them, are at equal distances."""
-    inner = views.x.shape[2]
-    return inner == 1 or all(a.strides[1] == inner * a.strides[2] for a in _per_class(views))
+    inner = views.x.shape[3]
+    return inner == 1 or all(a.strides[2] == inner * a.strides[3] for a in _per_class(views))

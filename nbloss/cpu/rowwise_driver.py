@@ -5,7 +5,7 @@ from numba import prange
 
 from nbloss.cpu.given import Mode, Operands, Scratch
 from nbloss.cpu.operands import arrays_at, numbers_at
-from nbloss.cpu.scanning import lines_of, pieces_of, scan_piece
+from nbloss.cpu.scanning import pieces_of, scan_piece
 from nbloss.cpu.simd import (
     UNLESS_NEW,
     add_wide,
@@ -16,6 +16,7 @@ from nbloss.cpu.simd import (
     is_mapped,
     lanes,
     lent_to,
+    plane_of,
     sums_of_pairs,
     take,
     total,
@@ -24,7 +25,7 @@ from nbloss.cpu.simd import (
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.problem import LOSS_ONLY
 
-NUMBERS = (0,) * 11  # as many as follow the layout of the operands
+NUMBERS = (0,) * 12  # as many as follow the layout of the operands
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 
 
@@ -44,60 +45,63 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
         addresses = (x, t, q, weight, upstream, out, loss)
         x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
         numbers = numbers_at(addresses, layout, NUMBERS)
-        kind, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts = numbers
+        kind, value, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts = numbers
         if nontemporal & UNLESS_NEW and is_mapped(out):
             nontemporal = 0
-        mode = Mode(kind, form, nontemporal, ignore, share, uniform)
-        bad = 0.0
+        mode = Mode(kind, value, form, nontemporal, ignore, share, uniform)
+        far, classes, bad = x.shape[0], x.shape[2], 0.0
         if scan:  # labels out of range must be known before anything is written
-            lines = lines_of(t)
-            scanned = lines.shape[0] * pieces_of(lines)
+            scanned = pieces_of(t)
             found = allocated(2 * scanned)
             for piece in prange(scanned):
-                scan_piece(found, lines, weight, x.shape[1], ignore, piece)
+                scan_piece(found, t, weight, classes, ignore, piece)
             bad, divisor = sums_of_pairs(found)
         if scan == CHECKED and bad > 0:
             stop_block = first_block
         own_factor = np.float64(factor) / divisor if mean else factor
         mass = 0.0
         if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
-            mass = np.float64(uniform) * _weight_of_classes(weight, x.shape[1], like)
+            mass = np.float64(uniform) * _weight_of_classes(weight, classes, like)
         # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
         words = 24 + (room * weight.itemsize + 7) // 8
-        first = first_block * step
-        pieces = cuts + min(x.shape[1] % fold, 1)
+        first, apart = first_block * step, units // far  # units of one plane, as many as there are `far` ones
+        pieces = cuts + min(classes % fold, 1)
         places = (min(units, stop_block * step) - first) * pieces
+        sizes = room, first, apart, per_unit, breadth, fold, cuts, pieces
         kept_memory = unallocated(0)
         if in_pieces:
             kept_memory = allocated((places * breadth * kept + 1) * lanes(like) * weight.itemsize // 8)
             for place in prange(places):
                 memory = allocated(words)
-                given = _given(x, t, q, weight, upstream, out, loss)
-                scratch = _scratch(
-                    memory, room, kept_memory, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like
-                )
-                sum_piece(given, mode, first + place // pieces, place % pieces, like, scratch)
+                unit = first + place // pieces
+                f = unit // apart
+                given = _given(x, t, q, weight, upstream, out, loss, f)
+                scratch = _scratch(memory, kept_memory, f, sizes, mass, own_factor, like)
+                sum_piece(given, mode, unit - f * apart, place % pieces, like, scratch)
                 # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
                 memory[0] = 0.0
         part = allocated(stop_block - first_block)
         for block in prange(first_block, stop_block):
             memory = allocated(words)
-            given = _given(x, t, q, weight, upstream, out, loss)
-            scratch = _scratch(
-                memory, room, kept_memory, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like
-            )
             value_sum = 0.0
-            for unit in range(block * step, min(units, block * step + step)):
-                value_sum += chunk(given, mode, unit, like, scratch)
+            start, stop = block * step, min(units, block * step + step)
+            while start < stop:
+                f = start // apart
+                given = _given(x, t, q, weight, upstream, out, loss, f)
+                scratch = _scratch(memory, kept_memory, f, sizes, mass, own_factor, like)
+                end = min(stop, f * apart + apart)
+                for unit in range(start - f * apart, end - f * apart):
+                    value_sum += chunk(given, mode, unit, like, scratch)
+                start = end
             part[block - first_block] = value_sum + 0 * memory.size
         if in_pieces and form != LOSS_ONLY:
             for place in prange(places):
                 memory = allocated(words)
-                given = _given(x, t, q, weight, upstream, out, loss)
-                scratch = _scratch(
-                    memory, room, kept_memory, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like
-                )
-                write_piece(given, mode, first + place // pieces, place % pieces, like, scratch)
+                unit = first + place // pieces
+                f = unit // apart
+                given = _given(x, t, q, weight, upstream, out, loss, f)
+                scratch = _scratch(memory, kept_memory, f, sizes, mass, own_factor, like)
+                write_piece(given, mode, unit - f * apart, place % pieces, like, scratch)
                 memory[0] = 0.0
         value_sum = 0.0
         for k in range(part.size):
@@ -109,19 +113,23 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
 
 
 @inline
-def _given(x, t, q, weight, upstream, out, loss):
+def _given(x, t, q, weight, upstream, out, loss, f):
     return Operands(
-        borrowed(x), borrowed(t), borrowed(q), borrowed(weight), borrowed(upstream), borrowed(out), borrowed(loss)
-    )
+        plane_of(x, f), plane_of(t, f), plane_of(q, f), borrowed(weight), plane_of(upstream, f), plane_of(out, f),
+        plane_of(loss, f),
+    )  # fmt: skip
 
 
 @inline
-def _scratch(memory, room, kept, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor, like):
+def _scratch(memory, kept, f, sizes, mass, own_factor, like):
+    room, first, apart, per_unit, breadth, fold, cuts, pieces = sizes
     labels = lent_to(np.int64(0), memory, 0, lanes(like))
     numbers = lent_to(like, memory, 16, lanes(like))
     tile = lent_to(like, memory, 24, room)
     kept = lent_to(like, kept, 0, kept.size * 8 // numbers.itemsize)
-    return Scratch(tile, numbers, labels, kept, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor)
+    return Scratch(
+        tile, numbers, labels, kept, first - f * apart, per_unit, breadth, fold, cuts, pieces, mass, own_factor
+    )
 
 
 @inline

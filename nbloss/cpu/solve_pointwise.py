@@ -33,7 +33,7 @@ from nbloss.problem import (
 )
 
 _ONES = {dtype: np.ones((), dtype) for dtype in (FLOAT32, FLOAT64)}
-_NOTHING = {dtype: np.empty((1, 0), dtype) for dtype in (FLOAT32, FLOAT64)}
+_NOTHING = {dtype: np.empty((1, 1, 0), dtype) for dtype in (FLOAT32, FLOAT64)}
 
 
 def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, factor: Array) -> tuple[Plan, bool]:
@@ -107,10 +107,10 @@ def _calls(
     ]
     how = want | (past_caches(problem) if want & WANT_GRADIENT else 0) | (AHEAD if x.nbytes >= auxiliary.LARGE else 0)
     call = None
-    for piece in layout.pointwise_pieces(arrays):
-        outer = len(piece[0])
-        gradient = np.empty((outer, 0), x.dtype) if out is None else piece[5]
-        losses = np.empty((outer, 0), ones.dtype) if loss is None else piece[-1]
+    for piece in layout.pointwise_pieces(arrays, kernels.DIMS):
+        lines = piece[0].shape[:-1]
+        gradient = np.empty((*lines, 0), x.dtype) if out is None else piece[5]
+        losses = np.empty((*lines, 0), ones.dtype) if loss is None else piece[-1]
         operands = (*piece[:5], gradient, losses)
         call = call or kernels.prepare(problem.name, operands, how)
         yield call, operands

@@ -32,8 +32,8 @@ def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Ar
     scan = (CHECKED if problem.check else UNCHECKED) if labelled else 0
     loss = np.empty(shape, dtype) if unreduced else None
     first, *later = _stages(problem, form)
-    driver, lasting = _sums(problem, first, scan, factor, out, loss)
-    after = [_sums(problem, stage, 0, factor, out, None)[0] for stage in later]
+    driver, lasting = _sums(problem, value, first, scan, factor, out, loss)
+    after = [_sums(problem, False, stage, 0, factor, out, None)[0] for stage in later]
     _, no_labels, _, no_weight, no_upstream, no_out, no_loss = kernels.operands(
         stored(problem.x)[:0], None, None, _NO_WEIGHT[dtype], None, None, None
     )
@@ -54,13 +54,13 @@ def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Ar
 
 
 def _sums(
-    problem: Rowwise, stage: int, scan: int, factor: Array, out: Array | None, loss: Array | None
+    problem: Rowwise, value: bool, stage: int, scan: int, factor: Array, out: Array | None, loss: Array | None
 ) -> tuple[Callable[..., Sequence[float]], bool]:
     """What gives (sum of losses, labels out of range, weight of the rest), and whether it does of any operands that lie
     like these.
     """
     if not factor.ndim:
-        calls = list(islice(_calls(problem, stage, scan, factor, out, loss), 2))
+        calls = list(islice(_calls(problem, value, stage, scan, factor, out, loss), 2))
         if len(calls) == 1 and calls[0][0].is_one_call and (not scan or can_scan(calls[0][1].t)):
             return calls[0][0].quickest(), True
 
@@ -78,7 +78,7 @@ def _sums(
             total = float(empty.sum())
             if keeps:
                 losses[...] = empty
-        calls = _calls(problem, stage, 0, factor, written if writes else None, losses if keeps else None)
+        calls = _calls(problem, value, stage, 0, factor, written if writes else None, losses if keeps else None)
         for call, operands in calls:
             total += call(*operands, multiplier, divisor)[0]
         return total, bad, divisor
@@ -100,7 +100,7 @@ def _weight(problem: Rowwise) -> Array:
 
 
 def _calls(
-    problem: Rowwise, stage: int, scan: int, factor: Array, out: Array | None, loss: Array | None
+    problem: Rowwise, value: bool, stage: int, scan: int, factor: Array, out: Array | None, loss: Array | None
 ) -> Iterator[tuple[Launch, Operands]]:
     """Kernel calls and their operands."""
     x, labels, masses = stored(problem.x), problem.labels, problem.probabilities
@@ -109,6 +109,7 @@ def _calls(
     kind = CLASS_INDEX if labels is not None else NO_TARGET if masses is None else PROBABILITIES
     options = (
         kind,
+        value,
         stage,
         0 if stage == LOSS_ONLY else past_caches(problem),
         problem.ignore_index,
@@ -125,7 +126,7 @@ def _calls(
         per_row.append(layout.same(factor, problem.shape))
     call = None
     rows_from = kernels.ROWS_FROM[compute_dtype(problem.x.dtype).itemsize]
-    for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row, rows_from):
+    for along, spread, rows in layout.rowwise_pieces(problem.axis, per_class, per_row, rows_from, kernels.ROW_AXES):
         operands = kernels.operands(
             spread[0],
             None if labels is None else rows[0],

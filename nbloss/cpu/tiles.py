@@ -106,6 +106,8 @@ def tiles(operands, mode, unit, like, scratch):
             else:
                 for j in range(classes):
                     _write(tile, j * lead, before, out[i, j], low, high, low > start, high < stop, nontemporal, like)
+    if not mode.value:  # gradients of 10 classes take 0.93 of the time, of 3 classes 0.88
+        return 0.0
     return _losses(operands.loss, tile, facts_at, facts_step, i, start, stop, like)
 
 

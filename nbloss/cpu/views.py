@@ -88,6 +88,20 @@ def _(context, builder, sig, args):
     return view(context, builder, sig.return_type, data, [builder.extract_value(array.shape, 1)], [item])
 
 
+def plane_of(a, f):
+    """a[f], or of an array without any, none; borrowed."""
+    return a[f : f + 1].reshape(a.shape[1:])
+
+
+@compiled_raw(plane_of, lambda a, f: types.Array(a.dtype, a.ndim - 1, "A", readonly=not a.mutable))
+def _(context, builder, sig, args):
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    shape, (step, *strides) = (cgutils.unpack_tuple(builder, v) for v in (array.shape, array.strides))
+    f = context.cast(builder, args[1], sig.args[1], types.intp)
+    data = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [builder.mul(f, step)])
+    return view(context, builder, sig.return_type, data, shape[1:], strides)
+
+
 def folded(a, first, lines, fold):
     """Classes `first`, … of a, (outer, classes, inner), `fold` of them to a line, where they lie at equal distances."""
     outer, step, item = a.strides
