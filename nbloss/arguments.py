@@ -31,7 +31,7 @@ NATIVE = {np.dtype("f2"), FLOAT32, FLOAT64}
 
 def as_floats(name: str, value: ArrayLike, others: str = "") -> Array:
     """`value` as an array of a supported floating dtype, in native byte order; `others` would do too."""
-    array = _as_array(name, value)
+    array = as_array(name, value)
     if array.dtype in NATIVE or is_bfloat16(array.dtype):
         return array
     if array.dtype.kind == "f" and array.dtype.newbyteorder("=") in NATIVE:
@@ -40,7 +40,7 @@ def as_floats(name: str, value: ArrayLike, others: str = "") -> Array:
     raise TypeError(f"{name} must be {others}float16, bfloat16, float32 or float64, got {array.dtype}")
 
 
-def _as_array(name: str, value: ArrayLike) -> Array:
+def as_array(name: str, value: ArrayLike) -> Array:
     if type(value) is np.ndarray or is_device_view(value):
         return value
     if isinstance(value, np.ma.MaskedArray):
@@ -72,13 +72,13 @@ def converted(array: Array, dtype: np.dtype[Any], order: Literal["K", "C"] = "K"
 
 def as_real(name: str, value: ArrayLike) -> Array:
     """A target or weight: floating, integer or bool."""
-    array = _as_array(name, value)
+    array = as_array(name, value)
     return array if array.dtype.kind in "iub" else as_floats(name, array, "integer, bool, ")
 
 
 def _as_operand(name: str, value: ArrayLike, x: Array) -> Array:
     """A target or weight as kernels read it: as it is, or else in the dtype that x is computed in."""
-    array = _as_array(name, value)
+    array = as_array(name, value)
     if array.dtype in READ_AS_GIVEN and not (is_device_view(x) or is_device_view(array)):
         return array
     return converted(as_real(name, array), compute_dtype(x.dtype))
@@ -86,7 +86,7 @@ def _as_operand(name: str, value: ArrayLike, x: Array) -> Array:
 
 def _as_target(target: ArrayLike, rows: tuple[int, ...]) -> Array:
     """The target of a loss over classes. A list for no rows, which NumPy takes for floats, is one of labels."""
-    array = _as_array("target", target)
+    array = as_array("target", target)
     return array.astype(np.int64) if isinstance(target, (list, tuple)) and array.shape == rows == (0,) else array
 
 
@@ -167,7 +167,7 @@ def pointwise(
 ) -> Pointwise:
     """The problem of a pointwise loss; `argument` is what its first argument is called."""
     values = as_floats(argument, x)
-    wanted = _as_array("target", target)
+    wanted = as_array("target", target)
     if wanted.dtype != values.dtype:
         wanted = _as_operand("target", wanted, values)
     if wanted.shape != values.shape:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nbloss import arguments
-from nbloss.dispatch import choose, loss, results, solve
-from nbloss.plans import key_of, replay
+from nbloss.dispatch import choose, loss, plain_array, results, solve
+from nbloss.plans import key_of_rows, replay
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY, Array, Backend, Pointwise, Reduction, Rowwise
 
 
@@ -437,10 +437,12 @@ def logsumexp(
     >>> print(nbloss.logsumexp([[1000.0, 1000.0], [0.0, -40.0]]))
     [1.00069315e+03 4.24835426e-18]
     """
-    several = axis is None or isinstance(axis, Sequence)
+    if type(x) is not np.ndarray:
+        x = plain_array("x", x)
+    several = type(axis) is not int and (axis is None or isinstance(axis, Sequence))
     if several and type(x) is np.ndarray:  # calls of what they come to are alike
         x, axis, several = arguments.with_axes_last(x, cast("Any", axis)), -1, False
-    key = key_of("logsumexp", x, None, None, {"axis": axis, "backend": backend, "stream": stream})
+    key = key_of_rows("logsumexp", x, axis, None, backend, stream)
     known = replay(key, x, None, LOSS_ONLY, None, 1.0, {})
     if known is not None:
         return known[0][()]
@@ -547,7 +549,9 @@ _MAPS = {LOG_SOFTMAX: "log_softmax", GRADIENT: "softmax"}
 
 
 def _map_rows(x: ArrayLike, axis: SupportsIndex, out: object, backend: Backend, stream: object, form: int) -> Array:
-    key = key_of(_MAPS[form], x, None, out, {"axis": axis, "backend": backend, "stream": stream})
+    if type(x) is not np.ndarray:
+        x = plain_array("x", x)
+    key = key_of_rows(_MAPS[form], x, axis, out, backend, stream)
     known = replay(key, x, None, form, out, 1.0, {})
     if known is not None:
         return cast("Array", known[1])

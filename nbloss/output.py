@@ -39,7 +39,9 @@ def empty_like(x: Array, dtype: np.dtype[Any] | None = None) -> Array:
 
     In another order, results of column-major input would take up to 3 times as long.
     """
-    return np.empty(x.shape, dtype or x.dtype) if 0 in x.strides else np.empty_like(x, dtype)
+    if x.flags.c_contiguous or 0 in x.strides:
+        return np.empty(x.shape, dtype or x.dtype)
+    return np.empty_like(x, dtype)
 
 
 def array_for(

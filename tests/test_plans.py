@@ -251,3 +251,31 @@ def test_a_class_index_that_is_a_number(rng, kind):
     assert len(plans._plans) == 2  # the same ones
     with pytest.raises(IndexError, match="target"):
         nbloss.cross_entropy(x, kind(9))
+
+
+class Foreign:
+    """An array of another library on the host."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_arrays_of_other_libraries(rng):
+    """Calls with them take the plans of NumPy's: PyTorch's tensors took 38 µs a call."""
+    x, labels, weight = rng.standard_normal((6, 9)), rng.integers(0, 9, 6), rng.random(9)
+    given = Foreign(x), Foreign(labels)
+    plans._plans.clear()
+    found = nbloss.cross_entropy.value_and_grad(*given, weight=Foreign(weight))
+    rows = [nbloss.softmax(given[0]), nbloss.log_softmax(given[0]), nbloss.logsumexp(given[0])]
+    assert len(plans._plans) == 4
+    assert bits(found) == bits(nbloss.cross_entropy.value_and_grad(x, labels, weight=weight))
+    assert bits(rows) == bits([nbloss.softmax(x), nbloss.log_softmax(x), nbloss.logsumexp(x)])
+    assert len(plans._plans) == 4  # the same ones
+    assert nbloss.cross_entropy.grad(*given, out=x, weight=Foreign(weight)) is x
+    assert bits([x]) == bits(found[1:])
+    masked = np.ma.masked_array(x, x > 0)
+    with pytest.raises(TypeError, match="logits must not be a masked array"):
+        nbloss.cross_entropy(masked, given[1])

@@ -52,6 +52,8 @@ def on_device(value: object) -> bool:
         return False
     if getattr(value, "is_cuda", False) is True:  # of PyTorch, whose DLPack takes 2 µs to say so
         return True
+    if getattr(value, "is_cpu", False) is True:
+        return False
     ask = getattr(value, "__dlpack_device__", None)
     if ask is not None:
         return ask()[0] in DLPACK_CUDA
