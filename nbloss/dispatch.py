@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from nbloss import arguments, output
 from nbloss.cuda.arrays import on_device
 from nbloss.errors import shown
-from nbloss.plans import FLOATS, WEIGHTS, Given, Key, keep, key_of, replay
+from nbloss.plans import FACTORS, WEIGHTS, Given, Key, keep, key_of, replay, with_factor
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Backend, Pointwise, Rowwise, is_device_view
 
 P = ParamSpec("P")
@@ -87,10 +87,9 @@ def solve(
         return on_its_device(problem, value, form, written, in_place, factor), written
     plan, lasting = _cpu().plan(problem, value, form, written, in_place, factor)
     if key is not None and lasting:
-        keep(key, plan, problem, given)
+        keep(key, plan, problem, given, factor if factor is not grad_output else None)
     weights = {n: a for n in WEIGHTS if (a := getattr(problem, n, None)) is not None}
-    number = 1.0 if factor.ndim else float(factor)
-    return plan(problem.x, problem.target, written, number, **weights), written
+    return plan(problem.x, problem.target, written, factor if factor.ndim else float(factor), **weights), written
 
 
 @functools.cache
@@ -165,14 +164,17 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
             if type(grad_output) is int and -(2**63) <= grad_output < 2**63:
                 grad_output = float(grad_output)
             known = None
-            if len(args) == 2 and (grad_output is None or type(grad_output) in FLOATS):
+            if len(args) == 2 and (grad_output is None or type(grad_output) in FACTORS):
                 x, target = args
                 key = key_of(called, x, target, out, kwargs)
                 plain = _plain(names, args, kwargs) if key is None else None
                 if plain is not None:
                     more = () if form == LOSS_ONLY else (grad_output, out)
                     return call(*plain[0], *more, **plain[1])
-                known = replay(key, x, target, form, out, 1.0 if grad_output is None else float(grad_output), kwargs)
+                factor = 1.0
+                if grad_output is not None:
+                    key, factor = with_factor(key, grad_output, out)
+                known = replay(key, x, target, form, out, factor, kwargs)
             if known is None:
                 known = afresh(args, kwargs, grad_output, out, called, key, value, form)
             return known if part is None else known[part]

@@ -18,6 +18,7 @@ Given = tuple[Any, ...]
 _plans: dict[Key | None, Callable[..., Any]] = {}
 MOST_PLANS = 256
 FLOATS = {float, np.float64, np.float32}  # numbers that a plan takes as they are, whatever their values
+FACTORS = {*FLOATS, np.ndarray}
 _PLAIN = {str, int, float, bool, type(None)}
 WEIGHTS = ("weight", "pos_weight")  # the options whose values a plan does not know
 
@@ -63,13 +64,22 @@ def key_of_rows(entry: str, x: Any, axis: Any, out: Any, backend: Any, stream: A
     return key and (key, axis, backend)
 
 
+def with_factor(key: Key | None, grad_output: Any, out: Any) -> tuple[Key | None, Any]:
+    """The key of a call with an upstream gradient, and what its plan takes: a number, or an array of them."""
+    if type(grad_output) is not np.ndarray:
+        return key, float(grad_output)
+    if key is None or not grad_output.ndim or (out is not None and _are_near(out, False, grad_output)):
+        return None, grad_output
+    return (key, grad_output.dtype, grad_output.shape, grad_output.strides), grad_output
+
+
 def _are_near(out: Array, owned: bool, b: Array) -> bool:
     """Whether two arrays may overlap; two that own their memory do not, which takes half the time to find out."""
     return out is b or (not (owned and b.flags.owndata) and np.may_share_memory(out, b))
 
 
 def replay(
-    key: Key | None, x: Any, target: Any, form: int, out: Any, factor: float, options: dict[str, Any]
+    key: Key | None, x: Any, target: Any, form: int, out: Any, factor: Any, options: dict[str, Any]
 ) -> tuple[Any, Any] | None:
     """What `solve` gives, in the way of an earlier call of this key; None if there was none."""
     plan = _plans.get(key)
@@ -88,11 +98,20 @@ def _with_converted(plan: Callable[..., Any], name: str, dtype: np.dtype[Any], *
     return plan(*args, **weights)
 
 
-def keep(key: Key, plan: Callable[..., Any], problem: Pointwise | Rowwise, given: Given) -> None:
+def _with_factor(plan: Callable[..., Any], dtype: np.dtype[Any], *args: Any, **weights: Array) -> Any:
+    """The plan, with an upstream gradient that it does not take as given."""
+    return plan(*args[:3], converted(args[3], dtype), **weights)
+
+
+def keep(
+    key: Key, plan: Callable[..., Any], problem: Pointwise | Rowwise, given: Given, converted_factor: Array | None
+) -> None:
     """Store `plan` under `key`, unless it depends on a converted copy of x or target."""
     x, target, options = given
     if problem.x is not x or problem.target is not target:
         return
+    if converted_factor is not None and converted_factor.ndim:
+        plan = functools.partial(_with_factor, plan, converted_factor.dtype)
     for name in WEIGHTS:
         weight = options.get(name)
         if type(weight) is np.ndarray:

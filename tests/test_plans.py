@@ -5,6 +5,7 @@ import weakref
 
 import numpy as np
 import pytest
+from conftest import close
 
 import nbloss
 from nbloss import plans
@@ -236,6 +237,36 @@ def test_gradients_beyond_their_dtype_are_infinite_and_warn_of_nothing(rng, name
     for _ in range(2):
         gradient = getattr(nbloss, name).grad(x, target, 1e300)
         assert np.isinf(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", [*ROWWISE, *POINTWISE])
+def test_a_factor_for_each(rng, name, dtype):
+    """An upstream gradient of each row or element: 10000 elements took five times as long without a plan."""
+    x, target, _ = arguments(rng, name, {}, dtype)
+    loss, shape = getattr(nbloss, name), SHAPE[:1] if name in ROWWISE else SHAPE
+    ones = loss.grad(x.astype(float), target, np.ones(shape), reduction="none")
+    for kind in (np.float32, np.float64, int):
+        plans._plans.clear()
+        for _ in range(3):
+            factor = rng.integers(1, 9, shape).astype(kind)
+            wanted = ones * (factor[:, None] if name in ROWWISE else factor)
+            out = np.empty_like(x)
+            for found in (
+                loss.grad(x, target, factor, reduction="none"),
+                loss.value_and_grad(x, target, grad_output=factor, reduction="none")[1],
+                loss.grad(x, target, factor, out, reduction="none"),
+            ):
+                close(found, wanted, dtype, 8)
+        assert len(plans._plans) == 3
+    strided = np.repeat(factor.astype(float), 2, axis=-1)[..., ::2]
+    for _ in range(2):
+        assert bits([loss.grad(x, target, strided, reduction="none")]) == bits([found])
+    with pytest.raises(ValueError, match="grad_output must be a scalar, got shape"):
+        loss.grad(x, target, factor)
+    if name in POINTWISE and dtype == np.float64:
+        with pytest.raises(ValueError, match="overlaps grad_output"):
+            loss.grad(x, target, out, out, reduction="none")
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.int32])

@@ -10,7 +10,7 @@ import numpy as np
 from nbloss.cpu.simd import NONTEMPORAL, UNLESS_NEW
 from nbloss.problem import FLOAT32, FLOAT64, Array, Pointwise, Rowwise, divided
 
-Plan = Callable[..., Any]  # of x, target, out, the factor of the gradient, and weights by name: gives the loss
+Plan = Callable[..., Any]  # of x, target, out, the gradient's factor or factors, and weights by name: gives the loss
 
 UNITS = {dtype: dtype.type(1) for dtype in (FLOAT32, FLOAT64)}
 _KEEPS_TYPE = type(UNITS[FLOAT32] * 1.0) is np.float32  # before NumPy 2, the product is a float64

@@ -22,7 +22,7 @@ def plan(
         native = np.empty(out.shape, out.dtype.newbyteorder("="))
         solve, _ = plan(problem, value, form, native, in_place, factor)
 
-        def run(x: Array, target: Any, out: Array, factor: float, **weights: Array) -> Any:
+        def run(x: Array, target: Any, out: Array, factor: Any, **weights: Array) -> Any:
             result = solve(x, target, native, factor, **weights)
             out[...] = native
             return result

@@ -41,8 +41,9 @@ def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, fac
     size, dtype, check = problem.x.size, compute_dtype(problem.x.dtype), problem.check
     unreduced = value and problem.reduction == "none"
     known = None if has_weighted_mean(problem) else float(size) if problem.reduction == "mean" else 1.0
+    each = factor.ndim > 0
     # What gradients are multiplied by where `run` is given 1: one number, or the factor of each element itself.
-    unit = factor if factor.ndim else rounded(1.0 if known is None else divided(1.0, known), dtype)
+    unit = factor if each else rounded(1.0 if known is None else divided(1.0, known), dtype)
     loss = empty_like(problem.x, dtype) if unreduced else None
     driver, lasting = _sums(problem, wanted(value, out), unit, out, loss)
     ahead = _sums(problem, 0, unit, None, None)[0] if in_place and checks_values(problem) else None
@@ -52,12 +53,14 @@ def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, fac
         x: Array,
         target: Array,
         out: Array | None,
-        factor: float,
+        factor: Any,
         weight: Array = ones,
         pos_weight: Array = ones,
     ) -> Any:
         count = _total_weight(weight, size) if known is None else known
-        scale = unit if factor == 1.0 and known is not None else rounded(divided(factor, count), dtype)
+        scale = factor
+        if not each:
+            scale = unit if factor == 1.0 and known is not None else rounded(divided(factor, count), dtype)
         loss = empty_like(x, dtype) if unreduced else nothing
         if ahead is not None and ahead(x, target, weight, pos_weight, scale, nothing, nothing)[1]:
             refuse_probabilities(x)
@@ -74,10 +77,9 @@ def _sums(
     problem: Pointwise, want: int, scale: Array, out: Array | None, loss: Array | None
 ) -> tuple[Callable[..., Sequence[float]], bool]:
     """What gives (sum of losses, faults) of operands, and whether it does of any that lie like these."""
-    if not scale.ndim:
-        calls = list(islice(_calls(problem, want, scale, out, loss), 2))
-        if len(calls) == 1:
-            return calls[0][0].quickest(), True
+    calls = list(islice(_calls(problem, want, scale, out, loss), 2))
+    if len(calls) == 1:
+        return calls[0][0].quickest(), True
     writes, keeps = out is not None, loss is not None  # the arrays themselves are given anew
 
     def sums(*operands: Array) -> list[float]:

@@ -33,24 +33,26 @@ def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Ar
     loss = np.empty(shape, dtype) if unreduced else None
     first, *later = _stages(problem, form)
     driver, lasting = _sums(problem, value, first, scan, factor, out, loss)
-    after = [_sums(problem, False, stage, 0, factor, out, None)[0] for stage in later]
+    after = [_sums(problem, False, stage, 0, factor, out, None) for stage in later]
+    each = factor.ndim > 0
     _, no_labels, _, no_weight, no_upstream, no_out, no_loss = kernels.operands(
         stored(problem.x)[:0], None, None, _NO_WEIGHT[dtype], None, None, None
     )
 
-    def run(x: Array, target: Any, out: Array | None, factor: float, weight: Array = no_weight) -> Any:
+    def run(x: Array, target: Any, out: Array | None, factor: Any, weight: Array = no_weight) -> Any:
         labels, masses = target if labelled else no_labels, target if dense else x
         loss = np.empty(shape, dtype) if unreduced else no_loss
         written = no_out if out is None else out
-        total, bad, divisor = driver(x, labels, masses, weight, no_upstream, written, loss, factor, count)
+        upstream, factor = (factor, 1.0) if each else (no_upstream, factor)
+        total, bad, divisor = driver(x, labels, masses, weight, upstream, written, loss, factor, count)
         if bad and scan == CHECKED:
             refuse_labels(target, classes, ignore)
-        for call in after:
+        for call, _ in after:
             written[...] = 0
-            call(x, labels, masses, weight, no_upstream, written, no_loss, factor, divisor)
+            call(x, labels, masses, weight, upstream, written, no_loss, factor, divisor)
         return loss if unreduced else reduced(total, divisor if mean else 1.0, one) if value else None
 
-    return run, lasting
+    return run, lasting and all(stays for _, stays in after)
 
 
 def _sums(
@@ -59,10 +61,9 @@ def _sums(
     """What gives (sum of losses, labels out of range, weight of the rest), and whether it does of any operands that lie
     like these.
     """
-    if not factor.ndim:
-        calls = list(islice(_calls(problem, value, stage, scan, factor, out, loss), 2))
-        if len(calls) == 1 and calls[0][0].is_one_call and (not scan or can_scan(calls[0][1].t)):
-            return calls[0][0].quickest(), True
+    calls = list(islice(_calls(problem, value, stage, scan, factor, out, loss), 2))
+    if len(calls) == 1 and calls[0][0].is_one_call and (not scan or can_scan(calls[0][1].t)):
+        return calls[0][0].quickest(), True
 
     writes, keeps = out is not None, loss is not None  # the arrays themselves are given anew
 
