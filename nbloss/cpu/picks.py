@@ -2,30 +2,28 @@
 
 import numpy as np
 
-from nbloss.cpu.simd import broadcast, gather, inline, lane, scatter
+from nbloss.cpu.labels import OUTSIDE, labelled, without_class
+from nbloss.cpu.per_row import add_losses, row_factors, row_labels, row_weights
+from nbloss.cpu.simd import broadcast, gather_classes, inline, lanes, plane_of, scatter_classes, total, where
 from nbloss.cpu.targets import add_gap
 from nbloss.problem import GRADIENT
 
 
 @inline
 def picks(operands, mode, unit, like, scratch):
-    """One row of the negative log-likelihood; the gradient is written into an array of zeros."""
-    x, t, _, weight, upstream, out, loss = operands
-    i = unit // x.shape[2]
-    k = unit - i * x.shape[2]
-    label = np.int64(t[i, k])
-    value = type(like)(0)
-    if label < 0 or label >= x.shape[1]:
-        if label != mode.ignore:
-            value = type(like)(np.nan)
-    elif label != mode.ignore:
-        w_t = weight[label] if weight.shape[0] else type(like)(1)
-        if mode.form == GRADIENT:
-            scale = upstream[i, k] if upstream.shape[0] else scratch.own_factor
-            scatter(out[i, :, k], label, 1, broadcast(-w_t * scale, like))
-        else:
-            x_t = gather(x[i, :, k], label, 1, like)
-            value = lane(add_gap(0.0, broadcast(w_t, like), 0.0, x_t), 0)
-    if loss.shape[1]:
-        loss[i, k] = value
-    return np.float64(value)
+    """A vector of rows of the negative log-likelihood; the gradient is written into an array of zeros."""
+    rows = operands.x.shape[2]
+    per_plane = (rows + lanes(like) - 1) // lanes(like)
+    i = unit // per_plane
+    k = (unit - i * per_plane) * lanes(like)
+    count, zero = min(lanes(like), rows - k), broadcast(0.0, like)
+    labels = row_labels(operands, mode, scratch, i, k, count, like)
+    w_t = row_weights(operands, mode, scratch, labels, count, like)
+    if mode.form == GRADIENT:
+        gradient = zero - w_t * row_factors(operands, scratch, i, k, count, like)
+        scatter_classes(plane_of(operands.out, i), labels, k, count, gradient)
+        return 0.0
+    x_t = gather_classes(plane_of(operands.x, i), labels, k, count, like)
+    fixed = where(labelled(labels, OUTSIDE), np.nan, zero)
+    value = where(without_class(labels), fixed, add_gap(zero, w_t, zero, x_t))
+    return total(add_losses(broadcast(0.0, np.float64(0.0)), operands.loss, i, k, count, value, zero, zero, like))

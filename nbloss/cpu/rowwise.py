@@ -123,6 +123,8 @@ def prepare(
     """
     step = VECTOR_BYTES // views.weight.itemsize
     fold = 1
+    if normalized and views.x.shape[3] == 1:
+        views = _turned(views)
     if not along and not normalized and (not views.weight.size or (kind == CLASS_INDEX and smoothing == 0.0)):
         views, fold = _folded(views, step)
     x, t, q, weight = views[:4]
@@ -132,7 +134,7 @@ def prepare(
     side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
-        kernel, units, unit_elements = PICKS, outer * inner, 1
+        kernel, units, unit_elements = PICKS, outer * -(-inner // step), min(step, inner)
     elif along:
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
         room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)
@@ -183,12 +185,17 @@ def _folded(views: Operands, step: int) -> tuple[Operands, int]:
     _, outer, classes, inner = views.x.shape
     if classes < FOLDED_FROM or are_side_by_side(_per_class(views), 2):
         return views, 1
-    turned = Operands(*(a if a.ndim == 1 else a.swapaxes(1, -1) for a in views))
+    turned = _turned(views)
     if 2 * inner <= step and _are_even(views):
         return views, step // inner
     if 2 * outer <= step and _are_even(turned) and (outer > 1 or 2 * inner <= step):
         return turned, step // outer
     return views, 1
+
+
+def _turned(views: Operands) -> Operands:
+    """The views with outer and inner rows in each other's place."""
+    return Operands(*(a if a.ndim == 1 else a.swapaxes(1, -1) for a in views))
 
 
 def _are_even(views: Operands) -> bool:

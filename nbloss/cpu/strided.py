@@ -2,9 +2,19 @@
 
 import llvmlite.ir as ir
 import numpy as np
-from numba.core import types
+from numba.core import cgutils, types
 
-from nbloss.cpu.arithmetic import HAS_AVX512, Vec, compiled_raw, in_all_lanes, llvm_vector, nothing, opaque
+from nbloss.cpu.arithmetic import (
+    HAS_AVX512,
+    Vec,
+    compiled_raw,
+    in_all_lanes,
+    ints,
+    llvm_vector,
+    nothing,
+    opaque,
+    vector_of_ints,
+)
 from nbloss.cpu.lanes import lanes
 from nbloss.cpu.memory import aligned_at, decode, encode, load, storage, store, stream
 from nbloss.cpu.partial import first_lanes, load_first, masked, store_first
@@ -92,6 +102,58 @@ def _(context, builder, sig, args):
         clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
         item = builder.extract_element(value, builder.trunc(k, ir.IntType(32)))
         builder.store(item, _strided_pointer(context, builder, sig, args, clipped)).align = 1
+    return context.get_dummy_value()
+
+
+def gather_classes(a, labels, k, count, like):
+    """a[label, k], a[label, k + 1], … of (classes, rows), each lane's label its own; 0 where it is no class."""
+    label, row = np.asarray(labels[:count]).astype(np.int64), np.arange(k, k + count)
+    values = np.zeros(lanes(like), type(like))
+    values[:count] = np.where(label < 0, 0, decoded(np.asarray(a[np.maximum(label, 0), row])))
+    return values
+
+
+def scatter_classes(a, labels, k, count, value):
+    """Store lanes into a[label, k], a[label, k + 1], …, but where the label is no class."""
+    label = np.asarray(labels[:count]).astype(np.int64)
+    inside = np.flatnonzero(label >= 0)
+    a[label[inside], k + inside] = encoded(value[:count][inside], a.dtype)
+
+
+def _places_of_classes(context, builder, sig, args, vt):
+    """(the address of each lane's element of args[0], whether it has one), of labels, their place and their count."""
+    array = context.make_array(sig.args[0])(context, builder, args[0])
+    wide = ir.VectorType(ir.IntType(64), vt.count)
+    labels = builder.bitcast(args[1], vector_of_ints(vt))
+    mask = builder.and_(
+        builder.icmp_signed(">=", labels, ints(vt, 0)),
+        first_lanes(context, builder, vt.count, context.cast(builder, args[3], sig.args[3], types.int64)),
+    )
+    if labels.type != wide:
+        labels = builder.sext(labels, wide)
+    of_class, of_row = (in_all_lanes(builder, step, wide) for step in cgutils.unpack_tuple(builder, array.strides))
+    k = in_all_lanes(builder, context.cast(builder, args[2], sig.args[2], types.int64), wide)
+    rows = builder.add(k, ir.Constant(wide, list(range(vt.count))))
+    start = in_all_lanes(builder, builder.ptrtoint(array.data, ir.IntType(64)), wide)
+    places = builder.add(start, builder.add(builder.mul(labels, of_class), builder.mul(rows, of_row)))
+    return builder.inttoptr(places, ir.VectorType(storage(sig.args[0])[0].as_pointer(), vt.count)), mask
+
+
+@compiled_raw(gather_classes, lambda a, labels, k, count, like: Vec(like))
+def _(context, builder, sig, args):
+    vt = llvm_vector(sig.return_type)
+    stored = ir.VectorType(storage(sig.args[0])[0], vt.count)
+    pointers, mask = _places_of_classes(context, builder, sig, args, vt)
+    none = ir.Constant(stored, [0] * vt.count)
+    raw = masked(builder, "gather", stored, [pointers, mask, none], stored)
+    return decode(builder, sig.args[0].dtype, raw, vt)
+
+
+@compiled_raw(scatter_classes, nothing)
+def _(context, builder, sig, args):
+    pointers, mask = _places_of_classes(context, builder, sig, args, args[4].type)
+    value = encode(builder, sig.args[0].dtype, args[4])
+    masked(builder, "scatter", value.type, [value, pointers, mask], ir.VoidType())
     return context.get_dummy_value()
 
 
