@@ -34,8 +34,8 @@ _NO_ARRAYS = {"axis", "ignore_index", "label_smoothing", "reduction", "backend",
 
 
 def plain_array(name: str, value: Any) -> Any:
-    """The array of another library on the host as NumPy's, and a class index as one; anything else as it is."""
-    if type(value) is np.ndarray or isinstance(value, (np.ndarray, float, np.floating)):
+    """An array on the host, of another library or a subclass, as NumPy's own, and so a class index; or what it was."""
+    if type(value) is np.ndarray or isinstance(value, (float, np.floating)):
         return value
     if name == "target" and type(value) is int:
         return np.asarray(value)
@@ -167,8 +167,7 @@ def loss(define: Callable[P, Pointwise | Rowwise]) -> Loss[P]:
             if len(args) == 2 and (grad_output is None or type(grad_output) in FACTORS):
                 x, target = args
                 key = key_of(called, x, target, out, kwargs)
-                plain = _plain(names, args, kwargs) if key is None else None
-                if plain is not None:
+                if key is None and (plain := _plain(names, args, kwargs)):
                     more = () if form == LOSS_ONLY else (grad_output, out)
                     return call(*plain[0], *more, **plain[1])
                 factor = 1.0

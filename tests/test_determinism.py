@@ -32,7 +32,8 @@ def calls(rng, dtype):
         yield f"cross_entropy {shape}", nbloss.cross_entropy.value_and_grad, x, labels
         yield f"probabilities {shape}", nbloss.cross_entropy.value_and_grad, x, rng.random(shape).astype(dtype)
         yield f"smoothing {shape}", smoothed, x, labels
-        yield f"nll_loss {shape}", nbloss.nll_loss.value_and_grad, x, labels
+        if labels.size > 16:  # fewer are one vector, and one thread's
+            yield f"nll_loss {shape}", nbloss.nll_loss.value_and_grad, x, labels
     x, labels = rng.standard_normal((3, 5, 9, 40)).astype(dtype), rng.integers(0, 5, (3, 9, 40))
     yield "crop", of_a_crop, x, labels
     weighted = partial(nbloss.cross_entropy.value_and_grad, weight=rng.random(3))

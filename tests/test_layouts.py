@@ -307,6 +307,9 @@ def test_label_dtypes(rng, dtype, shape):
     labels = rng.integers(0, 2, shape[0])
     expected = nbloss.cross_entropy(x, labels, reduction="none")
     np.testing.assert_array_equal(nbloss.cross_entropy(x, labels.astype(dtype), reduction="none"), expected)
+    apart = np.repeat(labels.astype(dtype), 2)[::2]
+    for _ in range(2):
+        np.testing.assert_array_equal(nbloss.cross_entropy(x, apart, reduction="none"), expected)
     np.testing.assert_array_equal(nbloss.nll_loss(x, labels.astype(dtype)), nbloss.nll_loss(x, labels))
     one = np.array(1, dtype)
     np.testing.assert_array_equal(nbloss.cross_entropy(x[0], one), nbloss.cross_entropy(x[0], 1))

@@ -69,7 +69,7 @@ class Scratch(NamedTuple):
     numbers: Any  # as many as a vector has
     labels: Any  # likewise
     kept: Any  # what `streams` keeps of pieces
-    first: Any  # the first unit that it is kept of, which may lie before those of these operands
+    first: Any  # the unit that it begins with, which may lie before those of these operands
     per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows; in `streams`, lines of a block
     breadth: Any  # vectors of rows in a tile or a block
     fold: Any  # classes of a line of `streams`

@@ -66,7 +66,7 @@ def layer() -> str | None:
 
 
 class Launch:
-    """A kernel over `units` pieces of `unit_elements` elements: all of a call but its memory and its numbers.
+    """A kernel over `units` of `unit_elements` elements of each plane: all of a call but its memory and its numbers.
 
     A kernel takes `units`, how many of them make a block, the first block and the one after the last, `constants`, and
     then what a call gives; the result is a tuple of sums, added in order.
@@ -79,13 +79,14 @@ class Launch:
         constants: tuple[Any, ...],
         units: int,
         unit_elements: int,
+        planes: int = 1,
         pieces: int = 1,
     ) -> None:
         self._kernel, self._dtypes = kernel, dtypes
         step = max(1, BLOCK // max(1, unit_elements))
-        self._blocks = -(-units // step)
+        self._blocks = planes * -(-units // step)
         self._shared = self._blocks * pieces
-        self._elements = units * unit_elements
+        self._elements = planes * units * unit_elements
         self._units, self._step, self._constants = units, step, constants
         self._blocks_a_call = max(1, PER_CALL // (step * max(1, unit_elements)))
         self.is_one_call = self._blocks <= self._blocks_a_call

@@ -16,6 +16,7 @@ from nbloss.cpu.operands import LAYOUT, Address, layout_of
 from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import rows
 from nbloss.cpu.rowwise_driver import driver_of
+from nbloss.cpu.scanning import pieces_of
 from nbloss.cpu.simd import HAS_AVX512, VECTOR_BYTES
 from nbloss.cpu.streams import KEPT, conclude, sum_piece, write_piece
 from nbloss.cpu.targets import CLASS_INDEX
@@ -167,9 +168,12 @@ def prepare(
             room += (classes + 1) * step if nontemporal else 0
         kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * min(lead, whole)
     share, uniform, like = 1.0 - smoothing, smoothing / classes, like_of(weight.dtype.char)
-    layout = layout_of(views, kind, value, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts)
+    layout = layout_of(
+        views, kind, value, form, nontemporal, ignore, scan, pieces_of(t) if scan else 0, mean, per_unit, breadth, room,
+        fold, cuts, cuts + (classes % fold > 0),
+    )  # fmt: skip
     constants = (layout, share, uniform, like)
-    return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, far * units, unit_elements, cuts)
+    return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements, far, cuts)
 
 
 def _per_class(views: Operands) -> list[Array]:

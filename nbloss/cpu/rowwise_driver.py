@@ -5,7 +5,7 @@ from numba import prange
 
 from nbloss.cpu.given import Mode, Operands, Scratch
 from nbloss.cpu.operands import arrays_at, numbers_at
-from nbloss.cpu.scanning import pieces_of, scan_piece
+from nbloss.cpu.scanning import scan_piece
 from nbloss.cpu.simd import (
     UNLESS_NEW,
     add_wide,
@@ -25,7 +25,7 @@ from nbloss.cpu.simd import (
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.problem import LOSS_ONLY
 
-NUMBERS = (0,) * 12  # as many as follow the layout of the operands
+NUMBERS = (0,) * 14  # as many as follow the layout of the operands
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
 
 
@@ -45,13 +45,14 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
         addresses = (x, t, q, weight, upstream, out, loss)
         x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
         numbers = numbers_at(addresses, layout, NUMBERS)
-        kind, value, form, nontemporal, ignore, scan, mean, per_unit, breadth, room, fold, cuts = numbers
+        kind, value, form, nontemporal, ignore, scan, scanned, mean, per_unit, breadth, room, fold, cuts, pieces = (
+            numbers
+        )
         if nontemporal & UNLESS_NEW and is_mapped(out):
             nontemporal = 0
         mode = Mode(kind, value, form, nontemporal, ignore, share, uniform)
-        far, classes, bad = x.shape[0], x.shape[2], 0.0
+        classes, bad = x.shape[2], 0.0
         if scan:  # labels out of range must be known before anything is written
-            scanned = pieces_of(t)
             found = allocated(2 * scanned)
             for piece in prange(scanned):
                 scan_piece(found, t, weight, classes, ignore, piece)
@@ -64,44 +65,48 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
             mass = np.float64(uniform) * _weight_of_classes(weight, classes, like)
         # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
         words = 24 + (room * weight.itemsize + 7) // 8
-        first, apart = first_block * step, units // far  # units of one plane, as many as there are `far` ones
-        pieces = cuts + min(classes % fold, 1)
-        places = (min(units, stop_block * step) - first) * pieces
-        sizes = room, first, apart, per_unit, breadth, fold, cuts, pieces
+        per_plane = (units + step - 1) // step
+        sizes = room, per_unit, breadth, fold, cuts, pieces
+        places = (stop_block - first_block) * step * pieces
         kept_memory = unallocated(0)
         if in_pieces:
             kept_memory = allocated((places * breadth * kept + 1) * lanes(like) * weight.itemsize // 8)
             for place in prange(places):
                 memory = allocated(words)
-                unit = first + place // pieces
-                f = unit // apart
-                given = _given(x, t, q, weight, upstream, out, loss, f)
-                scratch = _scratch(memory, kept_memory, f, sizes, mass, own_factor, like)
-                sum_piece(given, mode, unit - f * apart, place % pieces, like, scratch)
+                slot = place // pieces
+                f, unit = _unit_at(first_block, slot, step, per_plane)
+                given, scratch = _work(
+                    x, t, q, weight, upstream, out, loss, f, memory, kept_memory, unit - slot, sizes, mass, own_factor,
+                    like,
+                )  # fmt: skip
+                if unit < units:
+                    sum_piece(given, mode, unit, place - slot * pieces, like, scratch)
                 # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
                 memory[0] = 0.0
         part = allocated(stop_block - first_block)
         for block in prange(first_block, stop_block):
             memory = allocated(words)
+            f = block // per_plane
+            start = (block - f * per_plane) * step
+            given, scratch = _work(
+                x, t, q, weight, upstream, out, loss, f, memory, kept_memory, start - (block - first_block) * step,
+                sizes, mass, own_factor, like,
+            )  # fmt: skip
             value_sum = 0.0
-            start, stop = block * step, min(units, block * step + step)
-            while start < stop:
-                f = start // apart
-                given = _given(x, t, q, weight, upstream, out, loss, f)
-                scratch = _scratch(memory, kept_memory, f, sizes, mass, own_factor, like)
-                end = min(stop, f * apart + apart)
-                for unit in range(start - f * apart, end - f * apart):
-                    value_sum += chunk(given, mode, unit, like, scratch)
-                start = end
+            for unit in range(start, min(units, start + step)):
+                value_sum += chunk(given, mode, unit, like, scratch)
             part[block - first_block] = value_sum + 0 * memory.size
         if in_pieces and form != LOSS_ONLY:
             for place in prange(places):
                 memory = allocated(words)
-                unit = first + place // pieces
-                f = unit // apart
-                given = _given(x, t, q, weight, upstream, out, loss, f)
-                scratch = _scratch(memory, kept_memory, f, sizes, mass, own_factor, like)
-                write_piece(given, mode, unit - f * apart, place % pieces, like, scratch)
+                slot = place // pieces
+                f, unit = _unit_at(first_block, slot, step, per_plane)
+                given, scratch = _work(
+                    x, t, q, weight, upstream, out, loss, f, memory, kept_memory, unit - slot, sizes, mass, own_factor,
+                    like,
+                )  # fmt: skip
+                if unit < units:
+                    write_piece(given, mode, unit, place - slot * pieces, like, scratch)
                 memory[0] = 0.0
         value_sum = 0.0
         for k in range(part.size):
@@ -113,23 +118,26 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
 
 
 @inline
-def _given(x, t, q, weight, upstream, out, loss, f):
-    return Operands(
-        plane_of(x, f), plane_of(t, f), plane_of(q, f), borrowed(weight), plane_of(upstream, f), plane_of(out, f),
-        plane_of(loss, f),
-    )  # fmt: skip
+def _unit_at(first_block, slot, step, per_plane):
+    """(plane, unit of it) of the slot-th unit from a block on, each with room for `step` of them."""
+    block = first_block + slot // step
+    f = block // per_plane
+    return f, (block - f * per_plane) * step + slot - slot // step * step
 
 
 @inline
-def _scratch(memory, kept, f, sizes, mass, own_factor, like):
-    room, first, apart, per_unit, breadth, fold, cuts, pieces = sizes
+def _work(x, t, q, weight, upstream, out, loss, f, memory, kept, first, sizes, mass, own_factor, like):
+    """The operands of plane f, and the scratch memory for them."""
+    given = Operands(
+        plane_of(x, f), plane_of(t, f), plane_of(q, f), borrowed(weight), plane_of(upstream, f), plane_of(out, f),
+        plane_of(loss, f),
+    )  # fmt: skip
+    room, per_unit, breadth, fold, cuts, pieces = sizes
     labels = lent_to(np.int64(0), memory, 0, lanes(like))
     numbers = lent_to(like, memory, 16, lanes(like))
     tile = lent_to(like, memory, 24, room)
     kept = lent_to(like, kept, 0, kept.size * 8 // numbers.itemsize)
-    return Scratch(
-        tile, numbers, labels, kept, first - f * apart, per_unit, breadth, fold, cuts, pieces, mass, own_factor
-    )
+    return given, Scratch(tile, numbers, labels, kept, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor)
 
 
 @inline

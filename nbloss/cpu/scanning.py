@@ -12,24 +12,16 @@ from nbloss.problem import Array
 PIECE = 1 << 14
 
 
-@inline
-def _lines(labels, f):
-    """Labels [f] in two dimensions, side by side in the last."""
-    plane = plane_of(labels, f)
-    return plane if plane.strides[1] == plane.itemsize and plane.shape[1] > 1 else plane.T
-
-
-@inline
-def _pieces_of(lines):
-    """In how many pieces each line is scanned."""
-    return (lines.shape[1] + PIECE - 1) // PIECE
-
-
-@inline
-def pieces_of(labels):
+def pieces_of(labels: Array) -> int:
     """In how many pieces labels, (far, outer, inner), are scanned."""
-    lines = _lines(labels, 0)
-    return labels.shape[0] * lines.shape[0] * _pieces_of(lines)
+    far, outer, inner = labels.shape
+    length, count = (inner, outer) if _along(labels) else (outer, inner)
+    return far * count * -(-length // PIECE)
+
+
+def _along(labels: Array) -> bool:
+    """Whether labels are scanned along their last axis, rather than the one before."""
+    return labels.strides[2] == labels.itemsize and labels.shape[2] > 1
 
 
 @inline
@@ -38,11 +30,15 @@ def scan_piece(found, labels, weight, classes, ignore, piece):
 
     That they lie side by side makes it vectors, 7 us for 65536 labels instead of 41.
     """
-    lines = _lines(labels, 0)
-    of_line, count = _pieces_of(lines), lines.shape[0]
+    along = labels.strides[2] == labels.itemsize and labels.shape[2] > 1
+    length, count = labels.shape[1], labels.shape[2]
+    if along:
+        length, count = count, length
+    of_line = (length + PIECE - 1) // PIECE
     i = piece // of_line
     start = (piece - i * of_line) * PIECE
-    lines = _lines(labels, i // count)
+    lines = plane_of(labels, i // count)
+    lines = lines if along else lines.T
     i -= i // count * count
     line = side_by_side(lines[i, start : min(start + PIECE, lines.shape[1])])
     bad = 0
@@ -72,8 +68,7 @@ def can_scan(labels: Array) -> bool:
     return labels[0].size == 1 or any(along)
 
 
-def _scan_driver(labels, weight, classes, ignore):
-    pieces = pieces_of(labels)
+def _scan_driver(pieces, labels, weight, classes, ignore):
     found = allocated(2 * pieces)
     for piece in range(pieces):
         scan_piece(found, labels, weight, classes, ignore, piece)
@@ -85,6 +80,7 @@ SCAN = Kernel(
     "scan",
     _scan_driver,
     lambda t, weight: (
+        types.intp,
         array_type(t, 3),
         types.Array(from_dtype(np.dtype(weight)), 1, "C", readonly=True),
         types.int64,
@@ -96,5 +92,6 @@ SCAN = Kernel(
 def scan_labels(labels: Array, weight: Array, classes: int, ignore: int) -> tuple[float, float]:
     """What must be known of the labels before anything is written: (how many are out of range, weight of the rest)."""
     flat = np.ascontiguousarray(labels).reshape(1, 1, -1)
-    found: tuple[float, float] = SCAN.variant(False, flat.dtype.char, weight.dtype.char)(flat, weight, classes, ignore)
+    scan = SCAN.variant(False, flat.dtype.char, weight.dtype.char)
+    found: tuple[float, float] = scan(pieces_of(flat), flat, weight, classes, ignore)
     return found

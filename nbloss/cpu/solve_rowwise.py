@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,9 @@ def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Ar
     unreduced, one = value and problem.reduction == "none", UNITS[dtype]
     scan = (CHECKED if problem.check else UNCHECKED) if labelled else 0
     loss = np.empty(shape, dtype) if unreduced else None
+    apart = problem.labels is not None and not problem.labels.flags.c_contiguous
+    if apart:  # kernels scan labels that lie side by side
+        problem = replace(problem, labels=np.ascontiguousarray(problem.labels))
     first, *later = _stages(problem, form)
     driver, lasting = _sums(problem, value, first, scan, factor, out, loss)
     after = [_sums(problem, False, stage, 0, factor, out, None) for stage in later]
@@ -41,6 +45,8 @@ def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Ar
 
     def run(x: Array, target: Any, out: Array | None, factor: Any, weight: Array = no_weight) -> Any:
         labels, masses = target if labelled else no_labels, target if dense else x
+        if apart:
+            labels = np.ascontiguousarray(target)
         loss = np.empty(shape, dtype) if unreduced else no_loss
         written = no_out if out is None else out
         upstream, factor = (factor, 1.0) if each else (no_upstream, factor)
