@@ -103,7 +103,7 @@ ROWWISE = [
     Case("cross_entropy", (512, 128256)),
     Case("cross_entropy", (16, 21, 256, 256)),
     Case("cross_entropy", (1, 32000, 512)),
-    Case("cross_entropy", (1, 1000000, 3)),
+    Case("cross_entropy", (1, 100000, 8)),
     Case("cross_entropy", (8192, 1000), variant="probabilities"),
     Case("cross_entropy", (8192, 1000), variant="smoothing"),
     Case("cross_entropy", (8192, 1000), variant="weights"),
