@@ -264,6 +264,10 @@ def test_a_factor_for_each(rng, name, dtype):
         assert bits([loss.grad(x, target, strided, reduction="none")]) == bits([found])
     with pytest.raises(ValueError, match="grad_output must be a scalar, got shape"):
         loss.grad(x, target, factor)
+    kept = weakref.ref(strided.base)
+    del strided
+    gc.collect()
+    assert kept() is None
     if name in POINTWISE and dtype == np.float64:
         with pytest.raises(ValueError, match="overlaps grad_output"):
             loss.grad(x, target, out, out, reduction="none")

@@ -43,10 +43,15 @@ def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, fac
     known = None if has_weighted_mean(problem) else float(size) if problem.reduction == "mean" else 1.0
     each = factor.ndim > 0
     # What gradients are multiplied by where `run` is given 1: one number, or the factor of each element itself.
-    unit = factor if each else rounded(1.0 if known is None else divided(1.0, known), dtype)
+    unit: Any = factor if each else rounded(1.0 if known is None else divided(1.0, known), dtype)
     loss = empty_like(problem.x, dtype) if unreduced else None
     driver, lasting = _sums(problem, wanted(value, out), unit, out, loss)
-    ahead = _sums(problem, 0, unit, None, None)[0] if in_place and checks_values(problem) else None
+    ahead = None
+    if in_place and checks_values(problem):
+        ahead, stays = _sums(problem, 0, unit, None, None)
+        lasting = lasting and stays
+    if each:
+        unit = None  # a plan keeps no array
     ones, nothing, one = _ONES[dtype], _NOTHING[dtype], UNITS[dtype]
 
     def run(
