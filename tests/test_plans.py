@@ -8,7 +8,7 @@ import pytest
 from conftest import close
 
 import nbloss
-from nbloss import plans
+from nbloss import dispatch, plans
 
 pytestmark = pytest.mark.cpu
 
@@ -296,6 +296,19 @@ class Foreign:
 
     def __array__(self, dtype=None, copy=None):
         return self.array
+
+
+def test_device_arrays_are_not_asked_where_they_are():
+    """By their type they may be on a device: that their DLPack says so is left to the CUDA backend."""
+
+    class OnDevice(Foreign):
+        __cuda_array_interface__ = None
+
+        def __dlpack_device__(self):
+            raise AssertionError
+
+    value = OnDevice(np.ones(3))
+    assert dispatch.plain_array("x", value) is value
 
 
 def test_arrays_of_other_libraries(rng):

@@ -36,6 +36,7 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
     `write_piece`. Between them, `kept` numbers are kept of each lane of each piece.
     """
     in_pieces = sum_piece is not None  # Numba leaves out what is not asked for
+    sum_at, write_at = _at_place(sum_piece), _at_place(write_piece)
 
     # own_factor is `factor`; for a mean it is divided by `divisor`, the weight of the labels where they are scanned.
     def driver(
@@ -73,14 +74,10 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
             kept_memory = allocated((places * breadth * kept + 1) * lanes(like) * weight.itemsize // 8)
             for place in prange(places):
                 memory = allocated(words)
-                slot = place // pieces
-                f, unit = _unit_at(first_block, slot, step, per_plane)
-                given, scratch = _work(
-                    x, t, q, weight, upstream, out, loss, f, memory, kept_memory, unit - slot, sizes, mass, own_factor,
-                    like,
+                sum_at(
+                    x, t, q, weight, upstream, out, loss, memory, kept_memory, sizes, mass, own_factor, like,
+                    mode, place, first_block, units, step,
                 )  # fmt: skip
-                if unit < units:
-                    sum_piece(given, mode, unit, place - slot * pieces, like, scratch)
                 # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
                 memory[0] = 0.0
         part = allocated(stop_block - first_block)
@@ -99,14 +96,10 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
         if in_pieces and form != LOSS_ONLY:
             for place in prange(places):
                 memory = allocated(words)
-                slot = place // pieces
-                f, unit = _unit_at(first_block, slot, step, per_plane)
-                given, scratch = _work(
-                    x, t, q, weight, upstream, out, loss, f, memory, kept_memory, unit - slot, sizes, mass, own_factor,
-                    like,
+                write_at(
+                    x, t, q, weight, upstream, out, loss, memory, kept_memory, sizes, mass, own_factor, like,
+                    mode, place, first_block, units, step,
                 )  # fmt: skip
-                if unit < units:
-                    write_piece(given, mode, unit, place - slot * pieces, like, scratch)
                 memory[0] = 0.0
         value_sum = 0.0
         for k in range(part.size):
@@ -117,12 +110,26 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
     return driver
 
 
-@inline
-def _unit_at(first_block, slot, step, per_plane):
-    """(plane, unit of it) of the slot-th unit from a block on, each with room for `step` of them."""
-    block = first_block + slot // step
-    f = block // per_plane
-    return f, (block - f * per_plane) * step + slot - slot // step * step
+def _at_place(do):
+    """What does `do` with the place-th piece from a block on, where each has room for `step` units of them."""
+
+    @inline
+    def at_place(
+        x, t, q, weight, upstream, out, loss, memory, kept, sizes, mass, own_factor, like,
+        mode, place, first_block, units, step,
+    ):  # fmt: skip
+        pieces, per_plane = sizes[-1], (units + step - 1) // step
+        slot = place // pieces
+        block = first_block + slot // step
+        f = block // per_plane
+        unit = (block - f * per_plane) * step + slot - slot // step * step
+        given, scratch = _work(
+            x, t, q, weight, upstream, out, loss, f, memory, kept, unit - slot, sizes, mass, own_factor, like
+        )
+        if unit < units:
+            do(given, mode, unit, place - slot * pieces, like, scratch)
+
+    return at_place
 
 
 @inline

@@ -12,16 +12,19 @@ from nbloss.problem import Array
 PIECE = 1 << 14
 
 
+def _along(labels: Array) -> bool:
+    """Whether labels are scanned along their last axis, rather than the one before."""
+    return labels.strides[2] == labels.itemsize and labels.shape[2] > 1
+
+
+_is_along = inline(_along)
+
+
 def pieces_of(labels: Array) -> int:
     """In how many pieces labels, (far, outer, inner), are scanned."""
     far, outer, inner = labels.shape
     length, count = (inner, outer) if _along(labels) else (outer, inner)
     return far * count * -(-length // PIECE)
-
-
-def _along(labels: Array) -> bool:
-    """Whether labels are scanned along their last axis, rather than the one before."""
-    return labels.strides[2] == labels.itemsize and labels.shape[2] > 1
 
 
 @inline
@@ -30,7 +33,7 @@ def scan_piece(found, labels, weight, classes, ignore, piece):
 
     That they lie side by side makes it vectors, 7 us for 65536 labels instead of 41.
     """
-    along = labels.strides[2] == labels.itemsize and labels.shape[2] > 1
+    along = _is_along(labels)
     length, count = labels.shape[1], labels.shape[2]
     if along:
         length, count = count, length
