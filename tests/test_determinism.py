@@ -8,7 +8,7 @@ from numba import njit
 
 import nbloss
 from nbloss import plans
-from nbloss.cpu import launch
+from nbloss.cpu import launch, rowwise
 from nbloss.cpu.compile import Kernel
 from nbloss.cpu.simd import is_mapped
 
@@ -67,6 +67,7 @@ def test_threads(rng, monkeypatch, dtype):
 
     monkeypatch.setattr(Kernel, "variant", asked_for)
     monkeypatch.setattr(launch, "BLOCK", 1)  # each unit of work a block, for there to be several
+    monkeypatch.setattr(rowwise, "GROUPED", 1)
     for name, call, x, target in calls(rng, dtype):
         monkeypatch.setattr(launch, "PARALLEL", 1 << 60)
         serial = bits(call(x, target))
