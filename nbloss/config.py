@@ -84,7 +84,7 @@ def warmup(
     Raises
     ------
     ValueError
-        For a dtype or a loss that nbloss does not have.
+        For a dtype or a loss that nbloss does not have, and for none of them.
 
     Examples
     --------

@@ -157,6 +157,9 @@ def test_module_commands():
     wrong = subprocess.run([*warm[:-1], "hinge"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "unknown loss 'hinge'" in wrong.stderr
+    nothing = subprocess.run([*warm[:-1], ","], capture_output=True, text=True, check=False)
+    assert nothing.returncode == 2
+    assert "no loss to warm up" in nothing.stderr
     several = subprocess.run([*warm[:-1], "mse_loss,l1_loss"], capture_output=True, text=True, check=True).stderr
     assert "4 kernels ready" in several
     version = subprocess.run([*warm[:3], "--version"], capture_output=True, text=True, check=True).stdout

@@ -431,6 +431,10 @@ def test_warmup_names():
         nbloss.warmup(dtypes=["float8"])
     with pytest.raises(ValueError, match="unknown loss 'hinge'"):
         nbloss.warmup(losses=["hinge"])
+    with pytest.raises(ValueError, match="no dtype to warm up: choose from float16"):
+        nbloss.warmup(dtypes=[])
+    with pytest.raises(ValueError, match="no loss to warm up: choose from"):
+        nbloss.warmup(losses=())
     for dtype in ("float32", np.float32, [np.dtype("f4")]):
         said = io.StringIO()
         nbloss.warmup(dtype, "mse_loss", file=said)

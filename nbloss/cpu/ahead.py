@@ -22,13 +22,16 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
     labels and no weights, or weights of that dtype for each element.
     """
     known = [*_ROW_FUNCTIONS, *formulas.POINTWISE]
-    for kind, asked, names in (("dtype", dtypes, list(CODES)), ("loss", losses or [], known)):
+    asked_for = known if losses is None else losses
+    for kind, asked, names in (("dtype", dtypes, list(CODES)), ("loss", asked_for, known)):
+        if not asked:
+            raise ValueError(f"no {kind} to warm up: choose from {', '.join(names)}")
         for name in asked:
             if name not in names:
                 raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(names)}")
     labels = np.dtype(np.int64).char
     variants: dict[tuple[object, ...], tuple[str, Callable[[], object]]] = {}
-    for loss in known if losses is None else losses:
+    for loss in asked_for:
         for dtype in dtypes:
             code = CODES[dtype]
             computed = "d" if code == "d" else "f"
