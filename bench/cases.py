@@ -38,6 +38,11 @@ class Case:
         """Whether an array of the input's size is written."""
         return work != VALUE or self.loss in ROW_FUNCTIONS
 
+    def row(self, test: str, work: str, library: str) -> dict[str, Any]:
+        """What a stored row says of whose time it is."""
+        row = {"test": test, "loss": self.loss, "shape": self.size, "dtype": self.dtype}
+        return row | ({"variant": self.variant} if self.variant else {}) | {"work": work, "library": library}
+
     def __str__(self) -> str:
         return "-".join(filter(None, (self.loss, self.size, self.dtype, self.variant)))
 
@@ -54,10 +59,10 @@ class Inputs:
     weight: Array | None
     smoothing: float
 
-    def useful_bytes(self, writes: bool) -> int:
-        """Input and target read once, and the array that is asked for written once."""
-        target = 0 if self.target is None else self.target.nbytes
-        return self.x.nbytes * (2 if writes else 1) + target
+
+def useful_bytes(x: Any, target: Any, writes: bool) -> int:
+    """Input and target read once, and the array that is asked for written once."""
+    return int(x.nbytes * (2 if writes else 1) + (0 if target is None else target.nbytes))
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

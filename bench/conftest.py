@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bench import machine, oracle, peers, peers_cuda, store, timing
-from bench.cases import KNOWN, WORKS, Case, inputs_of
+from bench.cases import KNOWN, WORKS, Case, inputs_of, useful_bytes
 
 STARTED = pytest.StashKey[float]()
 STORE = pytest.StashKey[store.Store]()
@@ -188,7 +188,7 @@ def contest(
         test = request.path.stem.removeprefix("test_")
         contestants, left_out = agreed(case, work, [name for name in libraries if not only or name in only])
         data = inputs_of(case)
-        moved = data.useful_bytes(case.writes(work))
+        moved = useful_bytes(data.x, data.target, case.writes(work))
         ceiling = ceilings["copy" if case.writes(work) else "read"] if data.x.nbytes >= CEILING_FROM else None
         if ceiling:
             # The ceiling takes its turns too: bandwidth drifts on a shared machine.
@@ -243,14 +243,10 @@ def _row(
     bandwidth: float | None,
     threads: int | None,
 ) -> store.Row:
-    row: store.Row = {"test": test, "loss": case.loss, "shape": case.size, "dtype": case.dtype}
-    if case.variant:
-        row["variant"] = case.variant
+    row: store.Row = case.row(test, work, library)
     if threads:
         row["threads"] = threads
     row |= {
-        "work": work,
-        "library": library,
         "best": float(f"{t.best:.4g}"),
         "median": float(f"{t.median:.4g}"),
         "rounds": len(t.seconds),

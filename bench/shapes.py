@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import machine, peers_cuda, store
-from bench.cases import VALUE, VALUE_AND_GRAD, WORKS, Case
+from bench.cases import VALUE, VALUE_AND_GRAD, WORKS, Case, useful_bytes
+from nbloss.problem import CODES
 
 ROUNDS = 12
 PROCESSES = 8  # each keeps the device's memory for the largest gradient that it has made, 4 GB
@@ -31,7 +32,6 @@ CASES = [
     *(Case("cross_entropy", (8192, n), variant=v) for n in (32000, 128256) for v in ("smoothing", "probabilities")),
     *(Case("cross_entropy", (8192, n), "float64") for n in (1000, 32000)),
 ]
-CODES = {"float32": "f", "bfloat16": "h", "float64": "d"}
 
 
 class Job(NamedTuple):
@@ -89,7 +89,7 @@ def measured(job: Job, turn: Any) -> store.Row:
     with turn:
         try:
             x, target = peers_cuda.inputs_on_device(case)
-            moved = x.nbytes * (2 if case.writes(work) else 1) + target.nbytes
+            moved = useful_bytes(x, target, case.writes(work))
             contestant = peers_cuda.PEERS["nbloss"](case, x, target, work)
             rounds = [peers_cuda.seconds(contestant) for _ in range(ROUNDS)]
             del x, target, contestant
@@ -97,11 +97,8 @@ def measured(job: Job, turn: Any) -> store.Row:
             peers_cuda.free()
     in_time = [seconds for seconds, late in rounds if not late]  # the host was, or else it is part of the figure
     best = min(in_time or [seconds for seconds, _ in rounds])
-    row = {"test": "shapes", "loss": case.loss, "shape": case.size, "dtype": case.dtype, "work": work}
-    row |= {"variant": case.variant} if case.variant else {}
-    row |= {} if in_time else {"late": True}
+    row = case.row("shapes", work, str(tuple(shape))) | ({} if in_time else {"late": True})
     return row | {
-        "library": str(tuple(shape)),
         "best": best,
         "gbs": round(moved / best / 1e9, 1),
         "error": float(f"{error:.1e}"),

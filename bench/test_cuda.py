@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bench import peers_cuda
-from bench.cases import VALUE, VALUE_AND_GRAD, WORKS
+from bench.cases import VALUE, VALUE_AND_GRAD, WORKS, useful_bytes
 from bench.params import over
 from bench.peers import Absent
 from bench.timing import Timing
@@ -74,15 +74,10 @@ def test_beside_peers(case, work, quick, libraries, device_ceilings, report):
             times[name].seconds.append(seconds)
             late[name] += waited
     writes = case.writes(work)
-    moved = x.nbytes * (2 if writes else 1) + (0 if target is None else target.nbytes)
+    moved = useful_bytes(x, target, writes)
     rows = [
-        {
-            "test": "cuda",
-            "loss": case.loss,
-            "shape": case.size,
-            "dtype": case.dtype,
-            "work": work,
-            "library": name,
+        case.row("cuda", work, name)
+        | {
             "best": t.best,
             "median": t.median,
             "rounds": len(t.seconds),
@@ -90,7 +85,6 @@ def test_beside_peers(case, work, quick, libraries, device_ceilings, report):
             "ceiling": round(device_ceilings[writes] / 1e9, 1),
             "share": round(moved / t.best / device_ceilings[writes], 3),
         }
-        | ({"variant": case.variant} if case.variant else {})
         | ({"late": True} if 2 * late[name] > len(t.seconds) else {})
         | ({"ratio": round(t.best / times["nbloss"].best, 3)} if name != "nbloss" and "nbloss" in times else {})
         for name, t in times.items()
