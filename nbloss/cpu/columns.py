@@ -129,10 +129,9 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
                     left_out = v == m
                     ties_block = where(left_out, ties_block + 1.0, ties_block)
                 rest_block = where(left_out, rest_block, rest_block + e)
-                if kind == PROBABILITIES or uniform != 0.0:
-                    mass_j = _mass_at(q, weight, mode, i, j, k, count, like)
-                    gap_block = add_gap(gap_block, mass_j, m, v)
-                    mass_block = mass_block + mass_j
+                mass_j = _mass_at(q, weight, mode, i, j, k, count, like)
+                gap_block = add_gap(gap_block, mass_j, m, v)
+                mass_block = mass_block + mass_j
         rest = add_to(rest, rest_block)
         if kind != CLASS_INDEX:
             ties = add_to(ties, ties_block)
@@ -180,11 +179,6 @@ def finish_classes(operands, mode, column, tile, begin, end, at, lead, facts, li
             store(tile, j * lead + at, (load(tile, j * lead + at, like) - m) - log_norm)
     elif mode.form == GRADIENT:
         idle = without_class(labels)
-        if kind == CLASS_INDEX and uniform == 0.0:
-            for j in range(begin, end):
-                y = factor * (slope * load(tile, j * lead + at, like))
-                store(tile, j * lead + at, where(idle, 0.0, where(labelled(labels, j), at_target, y)))
-            return
         for j in range(begin, end):
             e = load(tile, j * lead + at, like)
             y = slope * e
