@@ -253,7 +253,8 @@ def test_a_part_is_linked_whoever_calls_it_first():
     """Its first caller turns out not to need it, the next one does; unlinked, it would be a call of address 0."""
     code = """
     from numba import njit
-    from nbloss.cpu.parts import inline, kernel_compiler
+    from nbloss.cpu.assembly import kernel_compiler
+    from nbloss.cpu.parts import inline
     @inline
     def leaf(x):
         return 3 * x

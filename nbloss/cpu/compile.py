@@ -34,7 +34,7 @@ from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from nbloss.cpu.parts import kernel_compiler
+from nbloss.cpu.assembly import kernel_compiler
 
 _lock = threading.RLock()
 

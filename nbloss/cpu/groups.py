@@ -62,13 +62,14 @@ def _row_maximum(x, like):
 
 
 @inline
-def _row_exps(exps, start, x, scale, other, q, ahead, like):
+def _row_exps(exps, start, x, some_large, scale, other, q, ahead, like):
     """exps[start:] = scaled_exp of a row. Returns the maximum of another row, by lanes.
 
     Loading that one meanwhile overlaps memory with arithmetic. What lies `ahead` is fetched.
     """
     step = lanes(like)
     last = x.shape[0] - step
+    scale = some_large, *scale
     top = broadcast(NEG_INF, like)
     for at in range(0, x.shape[0], step):
         j = min(at, last)
@@ -205,13 +206,14 @@ def groups(operands, mode, unit, like, scratch):
         inverse = 1.0 / exp_max
         for k in range(count):
             taken, lowest = load_one(memory, TAKEN + k, like), load_one(memory, LOWEST + k, like)
-            scale = (some_large, taken, lowest, load_one(memory, ROUND_TO + k, like))
+            scale = taken, lowest, load_one(memory, ROUND_TO + k, like)
             row, other = row_of(x, i, low + k), row_of(x, i, min(low + k + step, stop - 1))
             masses, at = row_of(q, i, low + k), exps + k * lead
-            if some_large:  # asked before the loop, 1.05 to 1.09 times faster
-                top = _row_exps(memory, at, row, scale, other, masses, ahead, like)
+            # Asked before the loop, 1.05 to 1.1 times faster; by parts of their own, or LLVM merges the calls.
+            if some_large:
+                top = _row_exps(memory, at, row, True, scale, other, masses, ahead, like)
             else:
-                top = _row_exps(memory, at, row, scale, other, masses, ahead, like)
+                top = _row_exps(memory, at, row, False, scale, other, masses, ahead, like)
             store(memory, FOLDED + k * step, top)
         following = _scale_of_group(memory, count, like)  # here, where nothing waits for it
         store(memory, MAXIMUM, m)

@@ -2,7 +2,7 @@
 
 import llvmlite.ir as ir
 import numpy as np
-from numba.core import types
+from numba.core import cgutils, types
 
 from nbloss.cpu.arithmetic import (
     FLOAT,
@@ -40,10 +40,33 @@ def storage(a):
     return FLOAT[a.dtype.bitwidth], a.dtype.bitwidth // 8
 
 
+class Fields:
+    """What an array is made of in LLVM: its address, lengths and strides, taken out of it where they are asked for.
+
+    Numba's way to them goes through memory, with a dozen instructions for each.
+    """
+
+    def __init__(self, context, builder, a_type, a):
+        model = context.data_model_manager[a_type]
+        self._get = lambda name: model.get(builder, a, name)
+        self._list = lambda name: cgutils.unpack_tuple(builder, self._get(name))
+
+    @property
+    def data(self):
+        return self._get("data")
+
+    @property
+    def shape(self):
+        return self._list("shape")
+
+    @property
+    def strides(self):
+        return self._list("strides")
+
+
 def pointer_to(context, builder, a_type, a, index, index_type, to):
-    array = context.make_array(a_type)(context, builder, a)
     index = context.cast(builder, index, index_type, types.intp)
-    return builder.bitcast(builder.gep(array.data, [index]), to.as_pointer())
+    return builder.bitcast(builder.gep(Fields(context, builder, a_type, a).data, [index]), to.as_pointer())
 
 
 def decode(builder, dtype, raw, vt):
@@ -237,7 +260,7 @@ def is_mapped(a):
 @compiled_raw(is_mapped, lambda a: types.boolean)
 def _(context, builder, sig, args):
     i64 = ir.IntType(64)
-    data = builder.ptrtoint(context.make_array(sig.args[0])(context, builder, args[0]).data, i64)
+    data = builder.ptrtoint(Fields(context, builder, sig.args[0], args[0]).data, i64)
     return builder.icmp_signed("==", builder.and_(data, ir.Constant(i64, 4095)), ir.Constant(i64, 16))
 
 
@@ -253,8 +276,8 @@ def _(context, builder, sig, args):
     i64 = ir.IntType(64)
     item = storage(sig.args[0])[1]
     size = item * (VECTOR_BYTES * 8 // sig.args[1].bitwidth)
-    data = context.make_array(sig.args[0])(context, builder, args[0]).data
-    gap = builder.and_(builder.neg(builder.ptrtoint(data, i64)), ir.Constant(i64, size - 1))
+    data = builder.ptrtoint(Fields(context, builder, sig.args[0], args[0]).data, i64)
+    gap = builder.and_(builder.neg(data), ir.Constant(i64, size - 1))
     ragged = builder.and_(gap, ir.Constant(i64, item - 1))
     fits = builder.icmp_signed("==", ragged, ir.Constant(i64, 0))
     return builder.select(fits, builder.lshr(gap, ir.Constant(i64, item.bit_length() - 1)), ir.Constant(i64, -1))

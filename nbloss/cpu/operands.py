@@ -11,9 +11,8 @@ from numba.core import config, types
 from numba.extending import NativeValue, models, register_model, unbox
 
 from nbloss.cpu.arithmetic import compiled_raw
-from nbloss.cpu.views import view
+from nbloss.cpu.views import BYTES, view
 
-BYTES = ir.IntType(8).as_pointer()
 INT = ir.IntType(64)
 
 

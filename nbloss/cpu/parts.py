@@ -1,13 +1,13 @@
-"""How Numba compiles kernels and their parts: what it does beyond need is left out, for the sake of a first call.
+"""How Numba compiles parts of kernels: what it does beyond need is left out, for the sake of a first call.
 
-Parts of kernels are functions that are inlined wherever they are called, and never stand alone. Numba makes each jitted
-function executable by itself (optimised, as machine code, with wrappers for Python and C) before it looks at the
-caller, where LLVM does most of that again. For the thirty parts of a kernel this took half the time of its first call.
-A part stops at LLVM text, which its caller links, inlines and optimises; it cannot be called from Python. It counts no
-references either, an eighth of that text: arrays that it gives back own nothing.
+Parts are functions that are inlined wherever they are called, and never stand alone. Numba makes each jitted function
+executable by itself (optimised, as machine code, with wrappers for Python and C) before it looks at the caller, where
+LLVM does most of that again. For the thirty parts of a kernel this took half the time of its first call. A part stops
+at LLVM text, which its caller links, inlines and optimises; it cannot be called from Python.
 
-What Numba makes of a parallel loop, a function and two wrappers around it, are parts here too: each of them used to be
-optimised and made machine code, with all that it calls (a first call of two threads took 1.5 times as long).
+Its text is short, for most of the time that is left is Python's, which writes it: a part counts no references (arrays
+that it gives back own nothing), is called with arrays and tuples as they are, does not raise, and tells a debugger
+nothing. With all this, a kernel had 1.7 times as much text, and a first call took 1.15 times as long.
 """
 
 from copy import copy
@@ -16,27 +16,28 @@ from itertools import count
 from types import BuiltinFunctionType
 from typing import ClassVar
 
-import llvmlite.binding as llvm
+import llvmlite.ir as ir
 from numba import njit
-from numba.core import config, types
+from numba.core import types
+from numba.core.callconv import CPUCallConv
+from numba.core.cgutils import alloca_once, get_or_insert_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
+from numba.core.cpu import CPUContext
+from numba.core.lowering import Lower
 from numba.core.typed_passes import (
     InlineOverloads,
     IRLegalization,
     NativeLowering,
-    NativeParforLowering,
     NopythonRewrites,
 )
 from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
 
-from nbloss.cpu.arithmetic import VECTOR_BYTES
-
 _numbers = count(1)
 
 
-class _PartLibrary(JITCodeLibrary):
+class PartLibrary(JITCodeLibrary):
     def finalize(self):
         self._finalized = True
         self.number = next(_numbers)  # parts are made after those that they call
@@ -68,24 +69,109 @@ def _remembering(context):
     return own
 
 
+class _PartCalls(CPUCallConv):
+    """How a part takes its arguments and gives its result: as they are, for LLVM inlines it. It does not raise.
+
+    Numba takes arrays and tuples apart, up to a hundred arguments, and asks after each call whether it has raised.
+    """
+
+    def decode_arguments(self, builder, argtypes, func):
+        return func.args
+
+    def return_value(self, builder, retval):
+        builder.ret(retval)
+
+    def return_user_exc(self, builder, *args, **kwargs):  # a range of step 0
+        builder.unreachable()
+
+    def return_status_propagate(self, builder, status):
+        builder.unreachable()
+
+
+def _emit_field(context, builder, typ, value, attr):
+    return context.data_model_manager[typ].get(builder, value, attr)
+
+
+class _PartContext(CPUContext):
+    call_conv = property(_PartCalls)
+
+    def get_return_value(self, builder, ty, val):
+        return val
+
+    def get_getattr(self, typ, attr):
+        if isinstance(typ, types.Array) and attr in ("shape", "strides", "itemsize"):
+            return _emit_field
+        return super().get_getattr(typ, attr)
+
+
+def _declared(context, module, fndesc):
+    """The LLVM function of a part, in a module that defines or calls it."""
+    result, *arguments = map(context.get_value_type, (fndesc.restype, *fndesc.argtypes))
+    function = get_or_insert_function(module, ir.FunctionType(result, arguments), fndesc.mangled_name)
+    function.attributes.add("alwaysinline")
+    return function
+
+
+def _call_of(fndesc, libraries):
+    """What emits a call of the part."""
+
+    def emit(context, builder, sig, args):
+        return builder.call(_declared(context, builder.module, fndesc), args)
+
+    emit.libs = tuple(libraries)
+    return emit
+
+
+class Undebugged:
+    """For a debugger's sake, Numba asks LLVM for the size of each variable, as a module of its own."""
+
+    def alloca_lltype(self, name, lltype, datamodel=None):
+        return alloca_once(self.builder, lltype, name=name)
+
+
+class _PartLower(Undebugged, Lower):
+    """Numba's lowering without reference counts.
+
+    For them it loads a variable before each store, to give back what it held, and stores zero after its last use.
+    """
+
+    def setup_function(self, fndesc):
+        self.function = _declared(self.context, self.module, fndesc)
+        self.entry_block = self.function.append_basic_block("entry")
+        self.builder = ir.IRBuilder(self.entry_block)
+        self.call_helper = self.call_conv.init_call_helper(self.builder)
+
+    def storevar(self, value, name, argidx=None):
+        self._alloca_var(name, self.typeof(name))
+        if name in self._singly_assigned_vars:
+            self._blk_local_varmap[name] = value
+        else:
+            self.builder.store(value, self.getvar(name))
+
+    def delvar(self, name):
+        pass
+
+
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _PartLowering(NativeLowering):
     _name = "part_lowering"
+    lowering_class = _PartLower
 
     def run_pass(self, state):
-        state.library = library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        counting = state.targetctx
-        state.targetctx = counting.subtarget(enable_nrt=False)
+        state.library = library = PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        usual = state.targetctx
+        state.targetctx = usual.subtarget(__class__=_PartContext, enable_nrt=False)
         super().run_pass(state)
-        state.targetctx = counting
+        state.targetctx = usual
         key = library.__sizeof__  # what callers know the part by; Numba wants a builtin, and one of its own
         libraries = dict.fromkeys([library, *library._linking_libraries])
-        state.targetctx.insert_user_function(key, state["cr"].fndesc, libraries)
+        fndesc = state["cr"].fndesc
+        usual.insert_func_defn([(_call_of(fndesc, libraries), key, fndesc.argtypes)])
         state["cr"] = state["cr"]._replace(cfunc=key)
         return True
 
 
-class _OwnCompiler(Compiler):
+class OwnCompiler(Compiler):
     """Numba's compiler with another pass, or none, in place of some of its own."""
 
     instead_of: ClassVar[dict[type, type | None]] = {}
@@ -101,7 +187,7 @@ class _OwnCompiler(Compiler):
         return [pipeline]
 
 
-class _PartCompiler(_OwnCompiler):
+class _PartCompiler(OwnCompiler):
     # Parts have no closures, array expressions, inlined overloads or illegal statements: a first call is a tenth
     # shorter.
     instead_of: ClassVar = {
@@ -120,94 +206,3 @@ class _PartCompiler(_OwnCompiler):
 
 
 inline = njit(error_model="numpy", forceinline=True, pipeline_class=_PartCompiler)
-
-
-class _KernelLibrary(JITCodeLibrary):
-    few_passes = True
-
-    def add_linking_library(self, library):
-        super().add_linking_library(library)
-        if isinstance(library, _PartLibrary):  # which has linked nothing itself
-            for needed in library._linking_libraries:
-                self.add_linking_library(needed)
-
-    def finalize(self):
-        # Callers first: LLVM links a function once, and drops it where nothing that is linked calls it yet.
-        self._linking_libraries.sort(key=lambda library: getattr(library, "number", 0), reverse=True)
-        super().finalize()
-
-    def _optimize_final_module(self):
-        """LLVM's passes once, without unrolling: a first call of rows is a tenth shorter.
-
-        Numba runs them twice, to find pairs of reference counts, of which a kernel has a handful.
-        """
-        if not self.few_passes:
-            super()._optimize_final_module()
-            return
-        options = llvm.create_pipeline_tuning_options(speed_level=int(config.OPT))
-        options.loop_unrolling = False
-        builder = llvm.create_pass_builder(self._codegen._tm, options)
-        builder.getModulePassManager().run(self._final_module, builder)
-
-
-class _KernelCodegen:
-    """Numba's code generator, but for the functions that it makes of a parallel loop: those are parts.
-
-    It knows them by the word in their names; under another one they would be compiled as they used to be.
-    """
-
-    def __init__(self, codegen):
-        self._codegen = codegen
-
-    def __getattr__(self, name):
-        return getattr(self._codegen, name)
-
-    def create_library(self, name, **kwargs):
-        kind = _PartLibrary if "gufunc" in name.lower() else JITCodeLibrary
-        return kind(self._codegen, name, **kwargs)
-
-
-def _align_stack(function):
-    """Let a function keep vectors for which it has no register at multiples of their size on the stack.
-
-    LLVM does so by itself only where something else needs it; elsewhere every second of them may lie across two cache
-    lines, with AVX-512 each (gradients of binary_cross_entropy took 1.1 times as long with AVX2).
-    """
-    function.attributes.alignstack = VECTOR_BYTES
-    # Without another attribute, llvmlite leaves the alignment out of its text; unwind tables there are in any case.
-    function.attributes.add("uwtable")
-
-
-@cache
-def kernel_compiler(parallel, few_passes):
-    """Numba's compiler for a kernel, serial or parallel; few_passes: see `_KernelLibrary`."""
-    usual_lowering = NativeParforLowering if parallel else NativeLowering
-
-    @register_pass(mutates_CFG=True, analysis_only=False)
-    class Lowering(usual_lowering):
-        _name = "kernel_lowering"
-
-        def run_pass(self, state):
-            usual = state.targetctx
-            state.library = _KernelLibrary(usual.codegen(), state.func_id.func_qualname)
-            state.library.few_passes = few_passes
-            state.library.enable_object_caching()
-            state.targetctx = usual.subtarget(_internal_codegen=_KernelCodegen(usual.codegen()))
-            # Nobody calls a part; see _PartLowering for what stands for it.
-            state.targetctx.get_executable = lambda library, fndesc, env: (
-                library.__sizeof__ if isinstance(library, _PartLibrary) else usual.get_executable(library, fndesc, env)
-            )
-
-            def apply_target_attributes(function, *types):
-                usual.apply_target_attributes(function, *types)
-                _align_stack(function)
-
-            state.targetctx.apply_target_attributes = apply_target_attributes
-            done = super().run_pass(state)
-            state.targetctx = usual
-            return done
-
-    class KernelCompiler(_OwnCompiler):
-        instead_of: ClassVar = {usual_lowering: Lowering}
-
-    return KernelCompiler

@@ -16,7 +16,6 @@ from nbloss.cpu.simd import (
     add_wide,
     aligned_at,
     allocated,
-    borrowed,
     broadcast,
     first,
     halves,
@@ -103,6 +102,12 @@ def _operand(a, same, j, count, like):
     only (stride 0).
     """
     return same if a.strides[0] == 0 else read(a, j, count, 0.5, like)
+
+
+@inline
+def _is_new(addresses, layout):
+    _, _, _, _, _, gradient, _ = arrays_at(addresses, layout)
+    return is_mapped(gradient)
 
 
 def _driver(formula, memory_for, unit_of):
@@ -231,29 +236,32 @@ def _driver(formula, memory_for, unit_of):
             begin, end = whole, stop
         return total(value_sum), np.float64(total(faults))
 
-    # x, t, weight, pos_weight, upstream, gradient, loss: (far, outer, inner), upstream being the factor of the gradient
+    @inline
+    def block_at(addresses, layout, memory, want, per_unit, like, start, stop):
+        """Units from `start` to `stop`: (sum of losses, faults)."""
+        arrays = arrays_at(addresses, layout)
+        value_sum = 0.0
+        faults = 0.0
+        for unit in range(start, stop):
+            line, begin, end = unit_of(arrays, unit, per_unit, unit == start, memory, like)
+            v, f = segment(line, want, begin, end, like)
+            value_sum += v
+            faults += f
+        return value_sum, faults
+
+    # x, t, weight, pos_weight, upstream, gradient, loss: (far, outer, inner), upstream being the factor of the
+    # gradient. Only parts make arrays of their addresses: here Numba would count references to them.
     def driver(units, step, first_block, stop_block, layout, like, x, t, weight, pos_weight, upstream, gradient, loss):
         addresses = (x, t, weight, pos_weight, upstream, gradient, loss)
-        x, t, weight, pos_weight, upstream, gradient, loss = arrays_at(addresses, layout)
         want, per_unit, room = numbers_at(addresses, layout, NUMBERS)
-        if want & UNLESS_NEW and is_mapped(gradient):
+        if want & UNLESS_NEW and _is_new(addresses, layout):
             want = want & ~NONTEMPORAL
         part = allocated(2 * (stop_block - first_block))
         for block in prange(first_block, stop_block):
-            xs, ts, ws, ps = borrowed(x), borrowed(t), borrowed(weight), borrowed(pos_weight)
-            us, gs, ls = borrowed(upstream), borrowed(gradient), borrowed(loss)
-            memory = memory_for(room)
-            value_sum = 0.0
-            faults = 0.0
-            arrays = xs, ts, ws, ps, us, gs, ls
-            for unit in range(block * step, min(units, block * step + step)):
-                line, start, stop = unit_of(arrays, unit, per_unit, unit == block * step, memory, like)
-                v, f = segment(line, want, start, stop, like)
-                value_sum += v
-                faults += f
-            part[2 * (block - first_block)] = value_sum
-            # Numba frees an array after its last use, and does not see those of `several`: this is one.
-            part[2 * (block - first_block) + 1] = faults + 0 * memory.size
+            start, stop = block * step, min(units, block * step + step)
+            v, f = block_at(addresses, layout, memory_for(room), want, per_unit, like, start, stop)
+            part[2 * (block - first_block)] = v
+            part[2 * (block - first_block) + 1] = f
         value_sum, faults = sums_of_pairs(part)
         return float(value_sum), float(faults)  # no NumPy scalars where this runs as Python
 

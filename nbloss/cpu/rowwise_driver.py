@@ -8,9 +8,9 @@ from nbloss.cpu.operands import arrays_at, numbers_at
 from nbloss.cpu.scanning import scan_piece
 from nbloss.cpu.simd import (
     UNLESS_NEW,
+    VECTOR_BYTES,
     add_wide,
     allocated,
-    borrowed,
     broadcast,
     inline,
     is_mapped,
@@ -38,73 +38,66 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
     in_pieces = sum_piece is not None  # Numba leaves out what is not asked for
     sum_at, write_at = _at_place(sum_piece), _at_place(write_piece)
 
+    @inline
+    def block_at(addresses, layout, memory, kept, sizes, mass, own_factor, like, mode, block, first_block, units, step):
+        """The sum of the losses of a block of units."""
+        per_plane = (units + step - 1) // step
+        f = block // per_plane
+        start = (block - f * per_plane) * step
+        first = start - (block - first_block) * step
+        given, scratch = _work(addresses, layout, f, memory, kept, first, sizes, mass, own_factor, like)
+        value_sum = 0.0
+        for unit in range(start, min(units, start + step)):
+            value_sum += chunk(given, mode, unit, like, scratch)
+        return value_sum
+
     # own_factor is `factor`; for a mean it is divided by `divisor`, the weight of the labels where they are scanned.
+    # Only parts make arrays of addresses: here Numba would count references to them, two thirds of the driver's text.
     def driver(
         units, step, first_block, stop_block, layout, share, uniform, like,
         x, t, q, weight, upstream, out, loss, factor, divisor,
     ):  # fmt: skip
         addresses = (x, t, q, weight, upstream, out, loss)
-        x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
         numbers = numbers_at(addresses, layout, NUMBERS)
         kind, value, form, nontemporal, ignore, scan, scanned, mean, per_unit, breadth, room, fold, cuts, pieces = (
             numbers
         )
-        if nontemporal & UNLESS_NEW and is_mapped(out):
-            nontemporal = 0
+        nontemporal, mass, words = _settled(addresses, layout, kind, nontemporal, uniform, room, like)
         mode = Mode(kind, value, form, nontemporal, ignore, share, uniform)
-        classes, bad = x.shape[2], 0.0
+        bad = 0.0
         if scan:  # labels out of range must be known before anything is written
             found = allocated(2 * scanned)
             for piece in prange(scanned):
-                scan_piece(found, t, weight, classes, ignore, piece)
+                _scan_at(addresses, layout, found, mode, piece)
             bad, divisor = sums_of_pairs(found)
         if scan == CHECKED and bad > 0:
             stop_block = first_block
         own_factor = np.float64(factor) / divisor if mean else factor
-        mass = 0.0
-        if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
-            mass = np.float64(uniform) * _weight_of_classes(weight, classes, like)
-        # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
-        words = 24 + (room * weight.itemsize + 7) // 8
-        per_plane = (units + step - 1) // step
         sizes = room, per_unit, breadth, fold, cuts, pieces
         places = (stop_block - first_block) * step * pieces
         kept_memory = unallocated(0)
         if in_pieces:
-            kept_memory = allocated((places * breadth * kept + 1) * lanes(like) * weight.itemsize // 8)
+            kept_memory = allocated((places * breadth * kept + 1) * VECTOR_BYTES // 8)
             for place in prange(places):
-                memory = allocated(words)
                 sum_at(
-                    x, t, q, weight, upstream, out, loss, memory, kept_memory, sizes, mass, own_factor, like,
-                    mode, place, first_block, units, step,
+                    addresses, layout, allocated(words), kept_memory, sizes, mass, own_factor, like, mode,
+                    place, first_block, units, step,
                 )  # fmt: skip
-                # Numba frees an array after its last use, and does not see those through `lent_to`: this is one.
-                memory[0] = 0.0
         part = allocated(stop_block - first_block)
         for block in prange(first_block, stop_block):
-            memory = allocated(words)
-            f = block // per_plane
-            start = (block - f * per_plane) * step
-            given, scratch = _work(
-                x, t, q, weight, upstream, out, loss, f, memory, kept_memory, start - (block - first_block) * step,
-                sizes, mass, own_factor, like,
+            part[block - first_block] = block_at(
+                addresses, layout, allocated(words), kept_memory, sizes, mass, own_factor, like, mode,
+                block, first_block, units, step,
             )  # fmt: skip
-            value_sum = 0.0
-            for unit in range(start, min(units, start + step)):
-                value_sum += chunk(given, mode, unit, like, scratch)
-            part[block - first_block] = value_sum + 0 * memory.size
         if in_pieces and form != LOSS_ONLY:
             for place in prange(places):
-                memory = allocated(words)
                 write_at(
-                    x, t, q, weight, upstream, out, loss, memory, kept_memory, sizes, mass, own_factor, like,
-                    mode, place, first_block, units, step,
+                    addresses, layout, allocated(words), kept_memory, sizes, mass, own_factor, like, mode,
+                    place, first_block, units, step,
                 )  # fmt: skip
-                memory[0] = 0.0
         value_sum = 0.0
         for k in range(part.size):
             value_sum += part[k]
-        value_sum += 0 * kept_memory.size
         return float(value_sum), float(bad), float(divisor)  # no NumPy scalars where this runs as Python
 
     return driver
@@ -114,18 +107,13 @@ def _at_place(do):
     """What does `do` with the place-th piece from a block on, where each has room for `step` units of them."""
 
     @inline
-    def at_place(
-        x, t, q, weight, upstream, out, loss, memory, kept, sizes, mass, own_factor, like,
-        mode, place, first_block, units, step,
-    ):  # fmt: skip
+    def at_place(addresses, layout, memory, kept, sizes, mass, own_factor, like, mode, place, first_block, units, step):
         pieces, per_plane = sizes[-1], (units + step - 1) // step
         slot = place // pieces
         block = first_block + slot // step
         f = block // per_plane
         unit = (block - f * per_plane) * step + slot - slot // step * step
-        given, scratch = _work(
-            x, t, q, weight, upstream, out, loss, f, memory, kept, unit - slot, sizes, mass, own_factor, like
-        )
+        given, scratch = _work(addresses, layout, f, memory, kept, unit - slot, sizes, mass, own_factor, like)
         if unit < units:
             do(given, mode, unit, place - slot * pieces, like, scratch)
 
@@ -133,10 +121,31 @@ def _at_place(do):
 
 
 @inline
-def _work(x, t, q, weight, upstream, out, loss, f, memory, kept, first, sizes, mass, own_factor, like):
+def _settled(addresses, layout, kind, nontemporal, uniform, room, like):
+    """(how results are written, dense target mass of every row, float64 words of memory that a block needs)."""
+    x, _, _, weight, _, out, _ = arrays_at(addresses, layout)
+    if nontemporal & UNLESS_NEW and is_mapped(out):
+        nontemporal = 0
+    mass = 0.0
+    if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
+        mass = np.float64(uniform) * _weight_of_classes(weight, x.shape[2], like)
+    # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
+    words = 24 + (room * weight.itemsize + 7) // 8
+    return nontemporal, mass, words
+
+
+@inline
+def _scan_at(addresses, layout, found, mode, piece):
+    x, t, _, weight, _, _, _ = arrays_at(addresses, layout)
+    scan_piece(found, t, weight, x.shape[2], mode.ignore, piece)
+
+
+@inline
+def _work(addresses, layout, f, memory, kept, first, sizes, mass, own_factor, like):
     """The operands of plane f, and the scratch memory for them."""
+    x, t, q, weight, upstream, out, loss = arrays_at(addresses, layout)
     given = Operands(
-        plane_of(x, f), plane_of(t, f), plane_of(q, f), borrowed(weight), plane_of(upstream, f), plane_of(out, f),
+        plane_of(x, f), plane_of(t, f), plane_of(q, f), weight, plane_of(upstream, f), plane_of(out, f),
         plane_of(loss, f),
     )  # fmt: skip
     room, per_unit, breadth, fold, cuts, pieces = sizes

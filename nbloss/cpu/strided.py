@@ -2,7 +2,7 @@
 
 import llvmlite.ir as ir
 import numpy as np
-from numba.core import cgutils, types
+from numba.core import types
 
 from nbloss.cpu.arithmetic import (
     HAS_AVX512,
@@ -16,7 +16,7 @@ from nbloss.cpu.arithmetic import (
     vector_of_ints,
 )
 from nbloss.cpu.lanes import lanes
-from nbloss.cpu.memory import aligned_at, decode, encode, load, storage, store, stream
+from nbloss.cpu.memory import Fields, aligned_at, decode, encode, load, storage, store, stream
 from nbloss.cpu.partial import first_lanes, load_first, masked, store_first
 from nbloss.cpu.parts import inline
 from nbloss.half import decoded, encoded
@@ -35,8 +35,8 @@ def _at_once(a):
 def _pointers(context, builder, sig, args, count):
     """The address of each lane's element, from args[1] on of the strided array args[0]."""
     wide = ir.VectorType(ir.IntType(64), count)
-    array = context.make_array(sig.args[0])(context, builder, args[0])
-    stride = in_all_lanes(builder, builder.extract_value(array.strides, 0), wide)
+    (stride,) = Fields(context, builder, sig.args[0], args[0]).strides
+    stride = in_all_lanes(builder, stride, wide)
     first = _strided_pointer(context, builder, sig, args, ir.Constant(ir.IntType(64), 0))
     start = in_all_lanes(builder, builder.ptrtoint(first, ir.IntType(64)), wide)
     places = builder.add(start, builder.mul(stride, ir.Constant(wide, list(range(count)))))
@@ -74,9 +74,9 @@ def _last(context, builder, sig, args):
 
 def _strided_pointer(context, builder, sig, args, k):
     """Address of element args[1] + k of the strided array args[0]."""
-    array = context.make_array(sig.args[0])(context, builder, args[0])
+    array = Fields(context, builder, sig.args[0], args[0])
     i = builder.add(context.cast(builder, args[1], sig.args[1], types.intp), k)
-    offset = builder.mul(i, builder.extract_value(array.strides, 0))
+    offset = builder.mul(i, *array.strides)
     base = builder.bitcast(array.data, ir.IntType(8).as_pointer())
     return builder.bitcast(builder.gep(base, [offset]), storage(sig.args[0])[0].as_pointer())
 
@@ -122,7 +122,7 @@ def scatter_classes(a, labels, k, count, value):
 
 def _places_of_classes(context, builder, sig, args, vt):
     """(the address of each lane's element of args[0], whether it has one), of labels, their place and their count."""
-    array = context.make_array(sig.args[0])(context, builder, args[0])
+    array = Fields(context, builder, sig.args[0], args[0])
     wide = ir.VectorType(ir.IntType(64), vt.count)
     labels = builder.bitcast(args[1], vector_of_ints(vt))
     mask = builder.and_(
@@ -131,7 +131,7 @@ def _places_of_classes(context, builder, sig, args, vt):
     )
     if labels.type != wide:
         labels = builder.sext(labels, wide)
-    of_class, of_row = (in_all_lanes(builder, step, wide) for step in cgutils.unpack_tuple(builder, array.strides))
+    of_class, of_row = (in_all_lanes(builder, step, wide) for step in array.strides)
     k = in_all_lanes(builder, context.cast(builder, args[2], sig.args[2], types.int64), wide)
     rows = builder.add(k, ir.Constant(wide, list(range(vt.count))))
     start = in_all_lanes(builder, builder.ptrtoint(array.data, ir.IntType(64)), wide)

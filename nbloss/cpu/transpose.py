@@ -6,7 +6,7 @@ from numba.core import cgutils
 
 from nbloss.cpu.arithmetic import HAS_AVX512, Vec, compiled_raw, larger, llvm_vector, nothing, opaque, shuffled
 from nbloss.cpu.lanes import lanes
-from nbloss.cpu.memory import decode, encode, pointer_to, storage
+from nbloss.cpu.memory import Fields, decode, encode, pointer_to, storage
 from nbloss.cpu.partial import either, load_some, store_some
 from nbloss.half import decoded, encoded
 
@@ -71,12 +71,13 @@ class _Block:
         self.element, self.size = storage(sig.args[2])
         self.stored = ir.VectorType(self.element, self.vt.count)
         self.line = ir.Constant(self.rows.type, self.size * self.vt.count)  # bytes of a vector
-        self.array = context.make_array(sig.args[2])(context, builder, self.x)
+        self.array = Fields(context, builder, sig.args[2], self.x)
 
     def row(self, r):
         """Address of x[j, k + r]."""
-        b, strides = self.builder, self.array.strides
-        offset = b.add(b.mul(self.j, b.extract_value(strides, 0)), b.mul(b.add(self.k, r), b.extract_value(strides, 1)))
+        b = self.builder
+        of_class, of_row = self.array.strides
+        offset = b.add(b.mul(self.j, of_class), b.mul(b.add(self.k, r), of_row))
         data = b.bitcast(self.array.data, BYTE)
         return b.bitcast(b.gep(data, [offset]), self.stored.as_pointer())
 
@@ -97,10 +98,10 @@ class _Block:
         """
         b, i64 = self.builder, self.rows.type
         count = ir.Constant(i64, self.vt.count)
-        first, step = self.row(ir.Constant(i64, 0)), b.extract_value(self.array.strides, 1)
+        first, step = self.row(ir.Constant(i64, 0)), self.array.strides[1]
         left = b.add(b.mul(step, ir.Constant(i64, self.vt.count - 1)), b.mul(self.classes, ir.Constant(i64, self.size)))
         # Rows with a gap between them end where they end: what lies in there may be nobody's.
-        row = b.mul(b.extract_value(self.array.shape, 0), ir.Constant(i64, self.size))
+        row = b.mul(self.array.shape[0], ir.Constant(i64, self.size))
         left = b.select(b.icmp_signed("<=", step, row), left, ir.Constant(i64, 0))
         before = b.block
         # Out of the way: called as likely as not, gradients of 16 classes took 1.09 times as long.
@@ -192,7 +193,7 @@ def _(context, builder, sig, args):
         vector = builder.load(block.column(c))
         vector.align = 4
         vectors.append(vector)
-    pointer, step = block.row(ir.Constant(i64, 0)), builder.extract_value(block.array.strides, 1)
+    pointer, step = block.row(ir.Constant(i64, 0)), block.array.strides[1]
     # Bytes up to the end of the last row, where rows follow each other and are written whole.
     follow = builder.icmp_signed("==", step, builder.mul(block.classes, ir.Constant(i64, block.size)))
     left = builder.select(follow, builder.mul(block.rows, step), ir.Constant(i64, NOTHING_LEFT))

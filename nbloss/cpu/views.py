@@ -1,13 +1,16 @@
 """Memory for a kernel; and arrays seen in other ways, without a reference count: what they show must outlive them."""
 
+from functools import reduce
+
 import llvmlite.ir as ir
 import numpy as np
 from numba.core import cgutils, types
-from numba.np.arrayobj import populate_array
 
 from nbloss.cpu.arithmetic import VECTOR_BYTES, compiled_raw
-from nbloss.cpu.memory import pointer_to
+from nbloss.cpu.memory import Fields, pointer_to
 from nbloss.cpu.parts import inline
+
+BYTES = ir.IntType(8).as_pointer()
 
 
 def allocated(count):
@@ -22,10 +25,8 @@ def allocated(count):
 def _(context, builder, sig, args):
     count, item = context.cast(builder, args[0], sig.args[0], types.intp), ir.Constant(ir.IntType(64), 8)
     owner = context.nrt.meminfo_alloc_aligned(builder, builder.mul(count, item), VECTOR_BYTES)
-    array = context.make_array(sig.return_type)(context, builder)
-    data = builder.bitcast(context.nrt.meminfo_data(builder, owner), array.data.type)
-    populate_array(array, data, [count], [item], item, meminfo=owner)
-    return array._getvalue()
+    data = context.nrt.meminfo_data(builder, owner)
+    return view(context, builder, sig.return_type, data, [count], [item], owner)
 
 
 def unallocated(count):
@@ -51,25 +52,19 @@ def sums_of_pairs(values):
     return first, second
 
 
-def borrowed(a):
-    """The same array without a reference count: views of it cost no atomic operation."""
-    return a
+def line_from(a, f, i, k, count):
+    """`count` elements that lie side by side from a[f, i, k] on; borrowed."""
+    return np.lib.stride_tricks.as_strided(a[f, i, k:], (count,), (a.itemsize,))
 
 
-@compiled_raw(borrowed, lambda a: a)
-def _without_owner(context, builder, sig, args):
-    array = context.make_array(sig.args[0])(context, builder, args[0])
-    array.meminfo = ir.Constant(array.meminfo.type, None)
-    array.parent = ir.Constant(array.parent.type, None)
-    return array._getvalue()
-
-
-def side_by_side(a):
-    """A one-dimensional array whose elements lie side by side, and are known to; borrowed."""
-    return a
-
-
-compiled_raw(side_by_side, lambda a: types.Array(a.dtype, 1, "C", readonly=not a.mutable))(_without_owner)
+@compiled_raw(line_from, lambda a, f, i, k, count: types.Array(a.dtype, 1, "C", readonly=not a.mutable))
+def _(context, builder, sig, args):
+    array = Fields(context, builder, sig.args[0], args[0])
+    *place, count = (context.cast(builder, args[n], sig.args[n], types.intp) for n in range(1, 5))
+    offset = reduce(builder.add, map(builder.mul, place, array.strides))
+    data = builder.gep(builder.bitcast(array.data, BYTES), [offset])
+    item = ir.Constant(ir.IntType(64), sig.args[0].dtype.bitwidth // 8)
+    return view(context, builder, sig.return_type, data, [count], [item])
 
 
 def row_of(a, i, k):
@@ -80,12 +75,12 @@ def row_of(a, i, k):
 @compiled_raw(row_of, lambda a, i, k: types.Array(a.dtype, 1, "C", readonly=not a.mutable))
 def _(context, builder, sig, args):
     # Numba's own slices look for negative indices, and for all strides: 30 instructions for each.
-    array = context.make_array(sig.args[0])(context, builder, args[0])
-    outer, item, inner = cgutils.unpack_tuple(builder, array.strides)
+    array = Fields(context, builder, sig.args[0], args[0])
+    outer, item, inner = array.strides
     i, k = (context.cast(builder, args[n], sig.args[n], types.intp) for n in (1, 2))
-    data = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+    data = builder.bitcast(array.data, BYTES)
     data = builder.gep(data, [builder.add(builder.mul(i, outer), builder.mul(k, inner))])
-    return view(context, builder, sig.return_type, data, [builder.extract_value(array.shape, 1)], [item])
+    return view(context, builder, sig.return_type, data, [array.shape[1]], [item])
 
 
 def plane_of(a, f):
@@ -95,11 +90,11 @@ def plane_of(a, f):
 
 @compiled_raw(plane_of, lambda a, f: types.Array(a.dtype, a.ndim - 1, "A", readonly=not a.mutable))
 def _(context, builder, sig, args):
-    array = context.make_array(sig.args[0])(context, builder, args[0])
-    shape, (step, *strides) = (cgutils.unpack_tuple(builder, v) for v in (array.shape, array.strides))
+    array = Fields(context, builder, sig.args[0], args[0])
+    step, *strides = array.strides
     f = context.cast(builder, args[1], sig.args[1], types.intp)
-    data = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [builder.mul(f, step)])
-    return view(context, builder, sig.return_type, data, shape[1:], strides)
+    data = builder.gep(builder.bitcast(array.data, BYTES), [builder.mul(f, step)])
+    return view(context, builder, sig.return_type, data, array.shape[1:], strides)
 
 
 def folded(a, first, lines, fold):
@@ -112,14 +107,14 @@ def folded(a, first, lines, fold):
 
 @compiled_raw(folded, lambda a, first, lines, fold: a)
 def _(context, builder, sig, args):
-    array = context.make_array(sig.args[0])(context, builder, args[0])
+    array = Fields(context, builder, sig.args[0], args[0])
     first, lines, fold = (context.cast(builder, args[n], sig.args[n], types.intp) for n in (1, 2, 3))
-    outer, _, inner = cgutils.unpack_tuple(builder, array.shape)
-    of_outer, step, item = cgutils.unpack_tuple(builder, array.strides)
+    outer, _, inner = array.shape
+    of_outer, step, item = array.strides
     one = ir.Constant(lines.type, 1)
     apart = builder.sdiv(step, builder.select(builder.icmp_signed(">", inner, one), inner, one))
     item = builder.select(builder.icmp_signed(">", fold, one), apart, item)
-    data = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [builder.mul(first, step)])
+    data = builder.gep(builder.bitcast(array.data, BYTES), [builder.mul(first, step)])
     shape, strides = [outer, lines, builder.mul(inner, fold)], [of_outer, builder.mul(step, fold), item]
     return view(context, builder, sig.return_type, data, shape, strides)
 
@@ -135,11 +130,11 @@ def _line_type(a):
 
 @compiled_raw(line_at, lambda a, i, count: _line_type(a))
 def _(context, builder, sig, args):
-    array = context.make_array(sig.args[0])(context, builder, args[0])
-    outer, inner = cgutils.unpack_tuple(builder, array.strides)
+    array = Fields(context, builder, sig.args[0], args[0])
+    outer, inner = array.strides
     i, count = (context.cast(builder, args[n], sig.args[n], types.intp) for n in (1, 2))
-    data = builder.gep(builder.bitcast(array.data, ir.IntType(8).as_pointer()), [builder.mul(i, outer)])
-    length, none = builder.extract_value(array.shape, 1), ir.Constant(count.type, 0)
+    data = builder.gep(builder.bitcast(array.data, BYTES), [builder.mul(i, outer)])
+    length, none = array.shape[1], ir.Constant(count.type, 0)
     count = builder.select(builder.icmp_signed("==", length, none), none, count)
     return view(context, builder, sig.return_type, data, [count], [inner])
 
@@ -164,12 +159,22 @@ def as_line(rows):
     return rows.T.reshape(-1)
 
 
-def view(context, builder, ty, data, shape, strides):
-    """An array of type `ty` without an owner, in LLVM."""
-    array = context.make_array(ty)(context, builder)
-    itemsize = ir.Constant(ir.IntType(64), ty.dtype.bitwidth // 8)
-    populate_array(array, builder.bitcast(data, array.data.type), shape, strides, itemsize, meminfo=None)
-    return array._getvalue()
+def view(context, builder, ty, data, shape, strides, owner=None):
+    """An array of type `ty` in LLVM, without an owner where none is given."""
+    model = context.data_model_manager[ty]
+    fields = {
+        "meminfo": ir.Constant(BYTES, None) if owner is None else owner,
+        "parent": ir.Constant(BYTES, None),
+        "nitems": reduce(builder.mul, shape),
+        "itemsize": ir.Constant(ir.IntType(64), ty.dtype.bitwidth // 8),
+        "data": builder.bitcast(data, context.get_data_type(ty.dtype).as_pointer()),
+        "shape": cgutils.pack_array(builder, shape),
+        "strides": cgutils.pack_array(builder, strides),
+    }
+    array = ir.Constant(model.get_value_type(), ir.Undefined)
+    for name, value in fields.items():
+        array = model.set(builder, array, value, name)
+    return array
 
 
 def _line_of(like, *more):
@@ -187,15 +192,14 @@ def _(context, builder, sig, args):
 
 @compiled_raw(as_rows, lambda line, classes: types.Array(line.dtype, 2, "A"))
 def _(context, builder, sig, args):
-    line = context.make_array(sig.args[0])(context, builder, args[0])
+    line = Fields(context, builder, sig.args[0], args[0])
     classes = context.cast(builder, args[1], sig.args[1], types.intp)
-    (count,), (item,) = (cgutils.unpack_tuple(builder, v) for v in (line.shape, line.strides))
+    (count,), (item,) = line.shape, line.strides
     strides = [item, builder.mul(classes, item)]
     return view(context, builder, sig.return_type, line.data, [classes, builder.sdiv(count, classes)], strides)
 
 
 @compiled_raw(as_line, lambda rows: types.Array(rows.dtype, 1, "A"))
 def _(context, builder, sig, args):
-    rows = context.make_array(sig.args[0])(context, builder, args[0])
-    size = builder.mul(*cgutils.unpack_tuple(builder, rows.shape))
-    return view(context, builder, sig.return_type, rows.data, [size], [builder.extract_value(rows.strides, 0)])
+    rows = Fields(context, builder, sig.args[0], args[0])
+    return view(context, builder, sig.return_type, rows.data, [builder.mul(*rows.shape)], [rows.strides[0]])

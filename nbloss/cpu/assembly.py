@@ -1,0 +1,114 @@
+"""How Numba compiles a kernel of its parts (see ``parts``).
+
+What Numba makes of a parallel loop, a function and two wrappers around it, are parts here too: each of them used to be
+optimised and made machine code, with all that it calls (a first call of two threads took 1.5 times as long).
+"""
+
+from functools import cache
+from typing import ClassVar
+
+import llvmlite.binding as llvm
+from numba.core import config
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler_machinery import register_pass
+from numba.core.lowering import Lower
+from numba.core.typed_passes import NativeLowering, NativeParforLowering
+from numba.parfors.parfor_lowering import ParforLower
+
+from nbloss.cpu.arithmetic import VECTOR_BYTES
+from nbloss.cpu.parts import OwnCompiler, PartLibrary, Undebugged
+
+
+class _KernelLibrary(JITCodeLibrary):
+    few_passes = True
+
+    def add_linking_library(self, library):
+        super().add_linking_library(library)
+        if isinstance(library, PartLibrary):  # which has linked nothing itself
+            for needed in library._linking_libraries:
+                self.add_linking_library(needed)
+
+    def finalize(self):
+        # Callers first: LLVM links a function once, and drops it where nothing that is linked calls it yet.
+        self._linking_libraries.sort(key=lambda library: getattr(library, "number", 0), reverse=True)
+        super().finalize()
+
+    def _optimize_final_module(self):
+        """LLVM's passes once, without unrolling: a first call of rows is a tenth shorter.
+
+        Numba runs them twice, to find pairs of reference counts, of which a kernel has a handful.
+        """
+        if not self.few_passes:
+            super()._optimize_final_module()
+            return
+        options = llvm.create_pipeline_tuning_options(speed_level=int(config.OPT))
+        options.loop_unrolling = False
+        builder = llvm.create_pass_builder(self._codegen._tm, options)
+        builder.getModulePassManager().run(self._final_module, builder)
+
+
+class _KernelCodegen:
+    """Numba's code generator, but for the functions that it makes of a parallel loop: those are parts.
+
+    It knows them by the word in their names; under another one they would be compiled as they used to be.
+    """
+
+    def __init__(self, codegen):
+        self._codegen = codegen
+
+    def __getattr__(self, name):
+        return getattr(self._codegen, name)
+
+    def create_library(self, name, **kwargs):
+        kind = PartLibrary if "gufunc" in name.lower() else JITCodeLibrary
+        return kind(self._codegen, name, **kwargs)
+
+
+def _align_stack(function):
+    """Let a function keep vectors for which it has no register at multiples of their size on the stack.
+
+    LLVM does so by itself only where something else needs it; elsewhere every second of them may lie across two cache
+    lines, with AVX-512 each (gradients of binary_cross_entropy took 1.1 times as long with AVX2).
+    """
+    function.attributes.alignstack = VECTOR_BYTES
+    # Without another attribute, llvmlite leaves the alignment out of its text; unwind tables there are in any case.
+    function.attributes.add("uwtable")
+
+
+@cache
+def kernel_compiler(parallel, few_passes):
+    """Numba's compiler for a kernel, serial or parallel; few_passes: see `_KernelLibrary`."""
+    usual_lowering = NativeParforLowering if parallel else NativeLowering
+
+    class KernelLower(Undebugged, ParforLower if parallel else Lower):
+        pass
+
+    @register_pass(mutates_CFG=True, analysis_only=False)
+    class Lowering(usual_lowering):
+        _name = "kernel_lowering"
+        lowering_class = KernelLower
+
+        def run_pass(self, state):
+            usual = state.targetctx
+            state.library = _KernelLibrary(usual.codegen(), state.func_id.func_qualname)
+            state.library.few_passes = few_passes
+            state.library.enable_object_caching()
+            state.targetctx = usual.subtarget(_internal_codegen=_KernelCodegen(usual.codegen()))
+            # Nobody calls a part; see ``parts`` for what stands for it.
+            state.targetctx.get_executable = lambda library, fndesc, env: (
+                library.__sizeof__ if isinstance(library, PartLibrary) else usual.get_executable(library, fndesc, env)
+            )
+
+            def apply_target_attributes(function, *types):
+                usual.apply_target_attributes(function, *types)
+                _align_stack(function)
+
+            state.targetctx.apply_target_attributes = apply_target_attributes
+            done = super().run_pass(state)
+            state.targetctx = usual
+            return done
+
+    class KernelCompiler(OwnCompiler):
+        instead_of: ClassVar = {usual_lowering: Lowering}
+
+    return KernelCompiler
