@@ -10,7 +10,8 @@ from numba.core import types
 
 from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
 from nbloss.cpu.given import Operands
-from nbloss.cpu.groups import FOLDED, groups
+from nbloss.cpu.group_rows import FOLDED
+from nbloss.cpu.groups import groups
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, layout_of
 from nbloss.cpu.picks import picks
