@@ -268,6 +268,17 @@ def test_a_part_is_linked_whoever_calls_it_first():
     assert run(code, NBLOSS_CACHE=0) == "20"
 
 
+@pytest.mark.parametrize("setting", ["NUMBA_DEBUGINFO", "NUMBA_BOUNDSCHECK"])
+def test_settings_for_a_debugger(expected, setting):
+    """Numba compiles other code then, in which kernels find what they found."""
+    code = """
+    from nbloss.cpu import launch
+    launch.PARALLEL = 0
+    print(job())
+    """
+    assert run(code, NBLOSS_CACHE=0, **{setting: 1}) == expected
+
+
 @pytest.mark.parametrize("trouble", ["no home", "unwritable", "full disk", "a file in the way", "open to others"])
 def test_no_cache_trouble_breaks_a_call(expected, tmp_path, trouble):
     """Warnings are errors in these processes, and a call works all the same."""
