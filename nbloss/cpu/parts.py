@@ -81,7 +81,7 @@ class _PartCalls(CPUCallConv):
     def return_value(self, builder, retval):
         builder.ret(retval)
 
-    def return_user_exc(self, builder, *args, **kwargs):  # a range of step 0
+    def return_user_exc(self, builder, *args, **kwargs):  # for a range of step 0, say
         builder.unreachable()
 
     def return_status_propagate(self, builder, status):
@@ -93,6 +93,8 @@ def _emit_field(context, builder, typ, value, attr):
 
 
 class _PartContext(CPUContext):
+    """Numba's, but for calls, and for fields of arrays, to which its way is a dozen instructions through memory."""
+
     call_conv = property(_PartCalls)
 
     def get_return_value(self, builder, ty, val):
