@@ -1,5 +1,7 @@
 """Vectors to and from memory, side by side: loads and stores aligned or not, past the caches."""
 
+from functools import reduce
+
 import llvmlite.ir as ir
 import numpy as np
 from numba.core import cgutils, types
@@ -31,6 +33,7 @@ class BFloat(ir.Type):
 
 
 LINE = 64  # bytes of a cache line
+BYTES = ir.IntType(8).as_pointer()
 
 
 def storage(a):
@@ -47,7 +50,7 @@ class Fields:
     """
 
     def __init__(self, context, builder, a_type, a):
-        model = context.data_model_manager[a_type]
+        self._builder, model = builder, context.data_model_manager[a_type]
         self._get = lambda name: model.get(builder, a, name)
         self._list = lambda name: cgutils.unpack_tuple(builder, self._get(name))
 
@@ -62,6 +65,11 @@ class Fields:
     @property
     def strides(self):
         return self._list("strides")
+
+    def address(self, *steps):
+        """As many strides from the first element as each of (number, stride) says."""
+        offset = reduce(self._builder.add, (self._builder.mul(number, stride) for number, stride in steps))
+        return self._builder.gep(self._builder.bitcast(self.data, BYTES), [offset])
 
 
 def pointer_to(context, builder, a_type, a, index, index_type, to):

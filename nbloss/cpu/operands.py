@@ -11,7 +11,8 @@ from numba.core import config, types
 from numba.extending import NativeValue, models, register_model, unbox
 
 from nbloss.cpu.arithmetic import compiled_raw
-from nbloss.cpu.views import BYTES, view
+from nbloss.cpu.memory import BYTES
+from nbloss.cpu.views import view
 
 INT = ir.IntType(64)
 

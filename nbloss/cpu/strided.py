@@ -76,9 +76,7 @@ def _strided_pointer(context, builder, sig, args, k):
     """Address of element args[1] + k of the strided array args[0]."""
     array = Fields(context, builder, sig.args[0], args[0])
     i = builder.add(context.cast(builder, args[1], sig.args[1], types.intp), k)
-    offset = builder.mul(i, *array.strides)
-    base = builder.bitcast(array.data, ir.IntType(8).as_pointer())
-    return builder.bitcast(builder.gep(base, [offset]), storage(sig.args[0])[0].as_pointer())
+    return builder.bitcast(array.address((i, *array.strides)), storage(sig.args[0])[0].as_pointer())
 
 
 def scatter(a, i, count, value):

@@ -6,11 +6,10 @@ from numba.core import cgutils
 
 from nbloss.cpu.arithmetic import HAS_AVX512, Vec, compiled_raw, larger, llvm_vector, nothing, opaque, shuffled
 from nbloss.cpu.lanes import lanes
-from nbloss.cpu.memory import Fields, decode, encode, pointer_to, storage
+from nbloss.cpu.memory import BYTES, Fields, decode, encode, pointer_to, storage
 from nbloss.cpu.partial import either, load_some, store_some
 from nbloss.half import decoded, encoded
 
-BYTE = ir.IntType(8).as_pointer()
 NOTHING_LEFT = -(1 << 62)  # bytes: still less than nothing after as many steps back as there are rows
 
 
@@ -77,16 +76,15 @@ class _Block:
         """Address of x[j, k + r]."""
         b = self.builder
         of_class, of_row = self.array.strides
-        offset = b.add(b.mul(self.j, of_class), b.mul(b.add(self.k, r), of_row))
-        data = b.bitcast(self.array.data, BYTE)
-        return b.bitcast(b.gep(data, [offset]), self.stored.as_pointer())
+        start = self.array.address((self.j, of_class), (b.add(self.k, r), of_row))
+        return b.bitcast(start, self.stored.as_pointer())
 
     def each(self, pointer, step, left):
         """Address of each row, and bytes that are left from there, of as many rows as a vector has lanes."""
         b = self.builder
         for r in range(self.vt.count):
             if r:
-                pointer = b.bitcast(b.gep(b.bitcast(pointer, BYTE), [step]), pointer.type)
+                pointer = b.bitcast(b.gep(b.bitcast(pointer, BYTES), [step]), pointer.type)
                 left = b.sub(left, step)
             yield pointer, left
 

@@ -7,10 +7,8 @@ import numpy as np
 from numba.core import cgutils, types
 
 from nbloss.cpu.arithmetic import VECTOR_BYTES, compiled_raw
-from nbloss.cpu.memory import Fields, pointer_to
+from nbloss.cpu.memory import BYTES, Fields, pointer_to
 from nbloss.cpu.parts import inline
-
-BYTES = ir.IntType(8).as_pointer()
 
 
 def allocated(count):
@@ -61,8 +59,7 @@ def line_from(a, f, i, k, count):
 def _(context, builder, sig, args):
     array = Fields(context, builder, sig.args[0], args[0])
     *place, count = (context.cast(builder, args[n], sig.args[n], types.intp) for n in range(1, 5))
-    offset = reduce(builder.add, map(builder.mul, place, array.strides))
-    data = builder.gep(builder.bitcast(array.data, BYTES), [offset])
+    data = array.address(*zip(place, array.strides))
     item = ir.Constant(ir.IntType(64), sig.args[0].dtype.bitwidth // 8)
     return view(context, builder, sig.return_type, data, [count], [item])
 
@@ -78,8 +75,7 @@ def _(context, builder, sig, args):
     array = Fields(context, builder, sig.args[0], args[0])
     outer, item, inner = array.strides
     i, k = (context.cast(builder, args[n], sig.args[n], types.intp) for n in (1, 2))
-    data = builder.bitcast(array.data, BYTES)
-    data = builder.gep(data, [builder.add(builder.mul(i, outer), builder.mul(k, inner))])
+    data = array.address((i, outer), (k, inner))
     return view(context, builder, sig.return_type, data, [array.shape[1]], [item])
 
 
@@ -93,8 +89,7 @@ def _(context, builder, sig, args):
     array = Fields(context, builder, sig.args[0], args[0])
     step, *strides = array.strides
     f = context.cast(builder, args[1], sig.args[1], types.intp)
-    data = builder.gep(builder.bitcast(array.data, BYTES), [builder.mul(f, step)])
-    return view(context, builder, sig.return_type, data, array.shape[1:], strides)
+    return view(context, builder, sig.return_type, array.address((f, step)), array.shape[1:], strides)
 
 
 def folded(a, first, lines, fold):
@@ -114,7 +109,7 @@ def _(context, builder, sig, args):
     one = ir.Constant(lines.type, 1)
     apart = builder.sdiv(step, builder.select(builder.icmp_signed(">", inner, one), inner, one))
     item = builder.select(builder.icmp_signed(">", fold, one), apart, item)
-    data = builder.gep(builder.bitcast(array.data, BYTES), [builder.mul(first, step)])
+    data = array.address((first, step))
     shape, strides = [outer, lines, builder.mul(inner, fold)], [of_outer, builder.mul(step, fold), item]
     return view(context, builder, sig.return_type, data, shape, strides)
 
@@ -133,7 +128,7 @@ def _(context, builder, sig, args):
     array = Fields(context, builder, sig.args[0], args[0])
     outer, inner = array.strides
     i, count = (context.cast(builder, args[n], sig.args[n], types.intp) for n in (1, 2))
-    data = builder.gep(builder.bitcast(array.data, BYTES), [builder.mul(i, outer)])
+    data = array.address((i, outer))
     length, none = array.shape[1], ir.Constant(count.type, 0)
     count = builder.select(builder.icmp_signed("==", length, none), none, count)
     return view(context, builder, sig.return_type, data, [count], [inner])
