@@ -337,6 +337,43 @@ def test_what_another_stream_uses_is_waited_for(rng, monkeypatch):
         assert order == [(16, 32), (32, 16)]
 
 
+@pytest.mark.skipif(not SIMULATED, reason="streams that are but numbers")
+def test_the_stream_of_a_library_waits(rng, monkeypatch):
+    """What it does next with an array that was read or written, unless the user has said where that is."""
+    order = []
+    monkeypatch.setattr(device.memory(), "order", lambda number, first, then: order.append((first, then)))
+    monkeypatch.setattr(device.memory(), "stream_of", lambda value: 48)
+    x, t = Foreign(rng.random((4, 3))), Foreign(rng.random((4, 3)))
+    nbloss.mse_loss.grad(x, t, out=x)
+    assert order == [(0, 48)] * 3
+    order.clear()
+    nbloss.mse_loss.grad(x, t, out=x, stream=32)
+    assert order == []
+
+
+def test_weights_that_are_repeated(rng, monkeypatch):
+    """A mean over the sum of weights adds each of them once, and makes no array of those that it repeats."""
+    x, t = rng.random((40, 24), np.float32), rng.random((40, 24), np.float32)
+    sizes, allocate = [], device.memory().allocate
+
+    def counted(number, size, stream):
+        sizes.append(size)
+        return allocate(number, size, stream)
+
+    for shape in ((40, 1), (24,), (40, 24), (1, 1)):
+        weight = rng.random(shape, np.float32)[::-1]
+        given = Foreign(x), Foreign(t), Foreign(weight)
+        with monkeypatch.context() as patch:
+            patch.setattr(device.memory(), "allocate", counted)
+            loss, gradient = nbloss.mse_loss.value_and_grad(*given[:2], 3.0, weight=given[2])
+        expected = reference.mse_loss(x, t, weight=weight, grad_output=3.0)
+        close(loss, expected[0], np.float32)
+        close(gradient, expected[1], np.float32)
+        assert sizes.count(x.nbytes) == 1 + (shape == x.shape)  # the gradient, and weights side by side
+        assert max(sizes) == x.nbytes
+        sizes.clear()
+
+
 def test_integers_as_numbers(rng):
     """Targets of every integer dtype; those of uint64 beyond int64 are rounded once."""
     x = np.zeros(5, np.float32)

@@ -27,10 +27,10 @@ SPILLS = {(1024, False): 40, (1024, True): 130}
 # time that memory takes for loss and gradient would do for 115 and 57. Products that are rounded before they are added
 # cost 1 of the first, and 8 of the second in the library's logarithm.
 PATHS = {
-    "binary_cross_entropy_with_logits": (64, 66),
-    "binary_cross_entropy": (92, 99),
-    "mse_loss": (17, 24),
-    "l1_loss": (21, 28),
+    "binary_cross_entropy_with_logits": (59, 61),
+    "binary_cross_entropy": (87, 94),
+    "mse_loss": (12, 19),
+    "l1_loss": (16, 23),
 }
 
 
@@ -57,7 +57,8 @@ def test_kernel(variant, target):
     assert found["stack"] <= found["spills"]  # the values of a thread lie in registers
     assert not staged or 0 < found["shared"] <= choices.KEPT_SHARED
     assert found["registers"] * threads * max(blocks, 1) <= REGISTERS
-    single_precision = code != "d" and not name.startswith(("sum", "scan", "convert"))
+    sums = name.startswith(("sum", "scan", "convert")) or (factory is codegen.pointwise.pointwise and "value" in name)
+    single_precision = code != "d" and not sums
     assert not (single_precision and found["float64"])
     if name.startswith(("rows", "planes wide", "binary", "mse", "l1")):
         assert found["wide loads"] >= 1
@@ -66,7 +67,7 @@ def test_kernel(variant, target):
     if name.startswith("rows") and code != "d" and not staged and " again" not in name and "dense" not in name:
         assert found["loads first"]
     if name.partition(",")[0] in PATHS and code != "d":
-        assert codegen.round_trip(ptx) / values <= PATHS[name.partition(",")[0]][code != "f"]
+        assert codegen.round_trip(ptx, 2 + ("gradient" in name)) / values <= PATHS[name.partition(",")[0]][code != "f"]
 
 
 def product_and_sum():

@@ -19,7 +19,7 @@ from nbloss.cuda import device
 pytestmark = pytest.mark.skipif(not CUDA, reason="needs NUMBA_ENABLE_CUDASIM=1, or a GPU and NBLOSS_TEST_CUDA=1")
 
 if CUDA:
-    from nbloss.cuda import plans
+    from nbloss.cuda import plans, solve_pointwise, solve_rowwise
 
 
 def arguments(rng, name, options, dtype="float32", layout="contiguous"):
@@ -69,7 +69,26 @@ def test_later_calls(rng, name, options, form):
     plans._plans.clear()
     for turn, given in enumerate(calls):
         assert run(name, form, *given) == expected[turn]
-        assert (plan() is None) == (turn == 0)
+        assert (plan() is None) == (turn == 0 and form != "in place")
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "mse_loss"])
+def test_a_first_call_in_place_that_fails(rng, monkeypatch, name):
+    """What it takes is compiled before it writes: here the kernel that adds, which comes last, cannot be."""
+    x, t, _ = arguments(rng, name, {})
+    before = x.host().tobytes()
+
+    def broken(*_, **__):
+        raise RuntimeError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(solve_pointwise, "mean_of", broken)
+        patch.setattr(solve_rowwise, "mean_of", broken)
+        with pytest.raises(RuntimeError, match="no memory left"):
+            getattr(nbloss, name).value_and_grad(x, t, out=x)
+    assert x.host().tobytes() == before
+    getattr(nbloss, name).value_and_grad(x, t, out=x)
+    assert x.host().tobytes() != before
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import CUDA, SIMULATED
+from conftest import CUDA, SIMULATED, few
 
 import nbloss
 from nbloss.cpu import rowwise
@@ -213,6 +213,16 @@ def test_differences(name):
     np.testing.assert_array_equal(loss, [INF, NAN, INF])
     assert gradient[0] > 0 > gradient[2]
     assert np.isnan(gradient[1])
+
+
+def test_sums_beyond_float32():
+    """Sums are of float64, so that a mean of large losses is as large as they are."""
+    n = few(9000, 500)
+    x, zeros = np.full(n, 1e19, np.float32), np.zeros(n, np.float32)
+    assert nbloss.mse_loss(x, zeros) == pytest.approx(1e38)
+    assert nbloss.mse_loss(x, zeros, reduction="sum") == INF
+    logits = np.tile(np.array([0, 1e38], np.float32), (n, 1))
+    assert nbloss.cross_entropy(logits, np.zeros(n, int)) == pytest.approx(1e38)
 
 
 def test_infinite_class_weight(backend):

@@ -14,6 +14,7 @@ from nbloss.cuda import choices, sums
 from nbloss.cuda.device import Home
 from nbloss.cuda.intrinsics import SIMULATED
 from nbloss.cuda.labels import LABEL_CODE
+from nbloss.cuda.sums import OF_CLUSTERS, OF_FLOAT64, OF_TYPE
 from nbloss.problem import CODES, FLOAT64
 
 View = Any  # a DeviceView, or None; NumPy's functions are typed as if they gave plain arrays
@@ -68,9 +69,9 @@ def _convert(kernel: Any, source: View, destination: View) -> None:
 
 
 def mean_of(home: Home, values: View, divisor_at: int, divisor: float, dtype: np.dtype[Any]) -> View:
-    """The sum of all values (side by side) over a divisor, 0-d."""
+    """The sum of all values (side by side) over a number, and over what lies at an address if it is not 0, 0-d."""
     result = home.empty((), dtype)
-    values_of = (address_of(values), values.size, 0)
+    values_of = (address_of(values), values.size, OF_FLOAT64 if values.dtype == FLOAT64 else OF_TYPE)
     total(home, values_of, dtype, (0, 0, divisor_at, result.address), 0.0, divisor)
     return result
 
@@ -83,7 +84,7 @@ def total(
     numerator: float,
     divisor: float,
 ) -> None:
-    """Add values of `dtype`, or the sums of clusters, as nbloss.cuda.sums says."""
+    """Add values, as nbloss.cuda.sums says, for a result of `dtype`."""
     clusters, partials = 0, []  # none is freed before the kernel that reads it is started
     while clusters != 1:
         kernel, parts = summing(home, sums.total, dtype, values[1])
@@ -92,7 +93,7 @@ def total(
         to = (address_of(partial), 0, clusters)
         arguments = (values, to, ending, numerator, divisor)
         home.launch(kernel, clusters * parts, choices.SUM_THREADS, *arguments, cluster=parts, early=chained(home))
-        values = (address_of(partial), clusters, 1)
+        values = (address_of(partial), clusters, OF_CLUSTERS)
 
 
 def summing(home: Home, factory: Callable[..., Any], dtype: np.dtype[Any], count: int) -> tuple[Any, int]:

@@ -79,6 +79,15 @@ def _layout_of_tensor(torch: Any, tensor: Any, stream: int) -> Layout | None:
     return Layout(address, tuple(tensor.shape), strides, dtype, False, number, tensor)
 
 
+def stream_of(value: Any) -> int | None:
+    """The stream that its library works on, of an array that says so within a microsecond."""
+    torch = sys.modules.get("torch")
+    if torch is None or type(value) is not torch.Tensor:
+        return None
+    stream: int = torch._C._cuda_getCurrentRawStream(value.get_device())
+    return stream
+
+
 @cache
 def _dtype_of(dtype: Any) -> np.dtype[Any] | None:
     """The dtype of a dtype of PyTorch."""
@@ -319,8 +328,8 @@ def dlpack(
     bfloat16 = view.dtype.kind == "V"
     dtype = np.dtype(np.uint16) if bfloat16 else view.dtype
     with on(number):
-        # Of all that the keeper holds, the view's part.
-        memory = Buffer.from_handle(view.address, max(view.nbytes, 1), owner=view.keeper)
+        # Of all that the keeper holds, the view's part; the view holds the stream too, on which it is given back.
+        memory = Buffer.from_handle(view.address, max(view.nbytes, 1), owner=view)
         shared = StridedMemoryView.from_buffer(memory, shape=view.shape, strides=strides, dtype=dtype)
         capsule: object = shared.__dlpack__(max_version=max_version)
     if bfloat16:

@@ -2,7 +2,6 @@
 
 from numba import cuda
 
-from nbloss.cuda.functions import two_sum
 from nbloss.cuda.intrinsics import TYPE, device_function
 from nbloss.cuda.threads import shuffle_xor
 
@@ -53,36 +52,3 @@ def reduction(combine, real, threads, warp, count=1):
         return across(slots[0, cuda.threadIdx.x & (warps - 1)]), across(slots[1, cuda.threadIdx.x & (warps - 1)])
 
     return cuda.jit(device=True)(one if count == 1 else two)
-
-
-def pair_total(real, threads, warp):
-    """A function that adds the pairs (rounded sum, what was rounded away) of all threads of a block."""
-    width = min(threads, warp)
-    warps = threads // width
-    dtype = TYPE[real]
-
-    @device_function
-    def within_warp(high, low):
-        distance = width // 2
-        while distance:
-            other_low = shuffle_xor(low, distance)
-            high, lost = two_sum(high, shuffle_xor(high, distance))
-            low = (low + other_low) + lost
-            distance //= 2
-        return high, low
-
-    def within_block(high, low):
-        high, low = within_warp(high, low)
-        highs = cuda.shared.array(warps, dtype)
-        lows = cuda.shared.array(warps, dtype)
-        if cuda.threadIdx.x % width == 0:
-            highs[cuda.threadIdx.x // width] = high
-            lows[cuda.threadIdx.x // width] = low
-        cuda.syncthreads()
-        high, low = highs[0], lows[0]
-        for k in range(1, warps):
-            high, lost = two_sum(high, highs[k])
-            low = (low + lows[k]) + lost
-        return high, low
-
-    return cuda.jit(device=True)(within_block)

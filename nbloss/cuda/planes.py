@@ -3,7 +3,7 @@
 import numpy as np
 from numba import cuda
 
-from nbloss.cuda.functions import Functions
+from nbloss.cuda.functions import Functions, two_sum
 from nbloss.cuda.intrinsics import (
     STORED,
     VECTOR_BYTES,
@@ -64,17 +64,19 @@ def planes(code, mass_code, form, dense, wide):
         address = x + i * x_outer + first * x_inner
         q_row = q + i * q_outer + first * q_inner if q != 0 else q
 
-        # Of each row: below, the sum of exp(x - m) over classes below m, and ties, the number of those at it.
+        # Of each row: below, the sum of exp(x - m) over classes below m, what was rounded away of it (1e-4 of a sum of
+        # 130000 equal terms), and ties, the number of those at m.
         v = cuda.local.array(values, dtype)
         m = cuda.local.array(lanes, dtype)
         below = cuda.local.array(lanes, dtype)
+        below_lost = cuda.local.array(lanes, dtype)
         ties = cuda.local.array(lanes, dtype)
         centre = cuda.local.array(lanes, dtype)
         shift = cuda.local.array(lanes, dtype)
         unit = cuda.local.array(lanes, dtype)
         norm = cuda.local.array(lanes, dtype)
         for k in range(lanes):
-            m[k], below[k], ties[k] = lowest, nothing, nothing
+            m[k], below[k], below_lost[k], ties[k] = lowest, nothing, nothing, nothing
             centre[k], shift[k], unit[k], norm[k] = around(nothing)
         # An ignored row may be read beside its neighbours, never used.
         for j in range(0, classes, depth):
@@ -86,8 +88,8 @@ def planes(code, mass_code, form, dense, wide):
                 state = centre[k], shift[k], unit[k], norm[k]
                 if top > m[k]:
                     state = around(top)
-                    below[k] = moved(below[k], ties[k], m[k], state)
-                    m[k], ties[k] = top, nothing
+                    below[k] = moved(below[k] + below_lost[k], ties[k], m[k], state)
+                    m[k], below_lost[k], ties[k] = top, nothing, nothing
                     centre[k], shift[k], unit[k], norm[k] = state
                 plain = nothing
                 for d in range(depth):
@@ -96,14 +98,15 @@ def planes(code, mass_code, form, dense, wide):
                         ties[k] += one
                     else:
                         plain += e
-                below[k] += plain * state[3]
+                below[k], lost = two_sum(below[k], plain * state[3])
+                below_lost[k] += lost
 
         r = cuda.local.array(lanes, dtype)
         label = cuda.local.array(lanes, np.int64)
         gap = cuda.local.array(lanes, dtype)
         mass_sum = cuda.local.array(lanes, dtype)
         for k in range(lanes):
-            r[k] = others(below[k], ties[k], m[k])
+            r[k] = others(below[k] + below_lost[k], ties[k], m[k])
             label[k], gap[k], mass_sum[k] = -1, nothing, nothing
             if t != 0:
                 label[k] = load_label(t + i * t_outer + (first + k) * t_inner, t_code, ignore)

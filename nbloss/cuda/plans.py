@@ -2,7 +2,8 @@
 
 The second call of a kind is rehearsed: done on arrays at made-up addresses, on a device that only writes down the steps
 it is told. A number in these steps that lies among the made-up addresses is an address, to be replaced by that of each
-later call; every other number is the same in all calls of the kind.
+later call; every other number is the same in all calls of the kind. A call in place is rehearsed the first time: all
+that it takes is compiled before a kernel is started that writes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbloss.cuda import choices, device
-from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, delivered, extent, parameters, view_at
+from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, delivered, extent, parameters
 from nbloss.cuda.device import Home, arrived, layout_of, stream_pointer
 from nbloss.cuda.intrinsics import VECTOR_BYTES
 from nbloss.plans import FLOATS, MOST_PLANS
@@ -36,17 +37,26 @@ def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], ther
         return _made(key, solve, names, values, layouts, stream)
     finally:  # a call that raises may have started something too
         for k, layout in layouts.items():
-            if isinstance(values[k], DeviceArray):
-                # It is read and given back in the order of its own stream, which knows nothing of what the call does.
-                device.memory().order(layout.number, pointer, values[k].stream)
+            theirs = _stream_of(values[k], stream)
+            if theirs is not None:
+                # What is done next with the array goes in the order of this one, which knows nothing of the call.
+                device.memory().order(layout.number, pointer, theirs)
+
+
+def _stream_of(value: Any, given: object) -> int | None:
+    """The stream of an array's library, if it is known and the user has not taken charge with a stream of their own."""
+    if isinstance(value, DeviceArray):
+        return value.stream
+    theirs: int | None = device.memory().stream_of(value) if given is None else None
+    return theirs
 
 
 def _made(
     key: Key | None, solve: Solve, names: Sequence[str], values: list[Any], layouts: Layouts, stream: object
 ) -> tuple[Any, Any]:
     plan = _plans.get(key)
-    if plan is None and key in _plans:
-        plan = _plans[key] = _rehearsed(solve, names, values, layouts)
+    if plan is None and key is not None and (key in _plans or _is_in_place(_out(names, layouts), layouts)):
+        plan = _kept(key, _rehearsed(solve, names, values, layouts))
     made = None
     if plan is not None:
         home = Home(layouts[0].number, stream)
@@ -57,10 +67,15 @@ def _made(
         loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
         made = delivered(loss), delivered(gradient)
         if key is not None and plan is None:
-            if len(_plans) >= MOST_PLANS:
-                _plans.clear()
-            _plans[key] = None
+            _kept(key, None)
     return made
+
+
+def _kept(key: Key, plan: Plan | None) -> Plan | None:
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
 
 
 # --- which calls are of a kind ----------------------------------------------------------------------------------
@@ -105,8 +120,8 @@ def _out(names: Sequence[str], layouts: Layouts) -> int | None:
     return k if k in layouts else None
 
 
-def _is_in_place(out: int, layouts: Layouts) -> bool:
-    return layouts[out][:4] == layouts[0][:4]
+def _is_in_place(out: int | None, layouts: Layouts) -> bool:
+    return out is not None and layouts[out][:4] == layouts[0][:4]
 
 
 def _are_apart(a: Layout, b: Layout) -> bool:
@@ -168,8 +183,9 @@ def _rehearsed(solve: Solve, names: Sequence[str], values: Sequence[Any], layout
     if out is not None and _is_in_place(out, layouts):
         places[out] = places[0]
     views = {}
-    for k, (_, shape, strides, dtype, read_only, _, _) in layouts.items():
-        views[k] = view_at(places[k], shape, strides, dtype, read_only, home, None)
+    for k, layout in layouts.items():
+        there = home if layout.number == home.number else Home(layout.number, None)
+        views[k] = arrived(names[k], values[k], layout._replace(address=places[k]), there)
     loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
 
     def result(view: Any) -> Result | int | None:

@@ -4,8 +4,8 @@ import numpy as np
 from numba import cuda
 
 from nbloss import formulas
-from nbloss.cuda.functions import Functions, two_sum
-from nbloss.cuda.groups import pair_total
+from nbloss.cuda.functions import Functions, add
+from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import (
     REAL,
     STORED,
@@ -21,6 +21,7 @@ from nbloss.cuda.intrinsics import (
 from nbloss.problem import WANT_GRADIENT, WANT_VALUE
 
 ZERO, ONE = np.int64(0), np.int64(1)
+WIDE = np.float64(0)
 
 
 def pointwise(name, code, target_code, want, given, flat, threads, warp):
@@ -30,21 +31,19 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
     grad_output and loss that there are, the others are not looked at, and `flat` says that there is one row. The extent
     is (outer, inner, chunks, whether the vectors of all operands lie side by side, aligned, and each in one row), the
     status three addresses, 0 for none: of a factor of the gradient, of a fault to heed, and of where to report one. The
-    losses are written one by one, or else summed: the sum of a block is two numbers of the kernel's type, the rounded
-    sum and what was rounded away.
+    losses are written one by one, or else summed, in float64: to convert and to add are two instructions, and those of
+    float32 that would do without take seven, and overflow.
     """
     stored, target_stored, real = STORED[code], STORED[target_code], REAL[code]
     f = Functions(code)
     formula = f.bound(formulas.POINTWISE[name])
     dtype, nothing, one = f.type, real(0), real(1)
-    size = one.itemsize
     lanes = VECTOR_BYTES // stored.itemsize
     value_wanted, gradient_wanted = bool(want & WANT_VALUE), bool(want & WANT_GRADIENT)
     weighted, positive = "weight" in given, "pos_weight" in given
     kept, upstream = value_wanted and "loss" in given, gradient_wanted and "grad_output" in given
     summed = value_wanted and not kept
-    total = pair_total(real, threads, warp)
-    largest = real(np.finfo(real).max)
+    total = reduction(add, np.float64, threads, warp)
 
     @device_function
     def place(operand, i, j):
@@ -112,7 +111,7 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
         us = cuda.local.array(lanes, dtype)
         for k in range(lanes):
             xs[k] = ts[k] = ws[k] = ps[k] = us[k] = nothing
-        high, low, bad = nothing, nothing, False
+        value_sum, bad = WIDE, False
         unit = first + cuda.threadIdx.x * lanes
         for _ in range(chunks):
             i = ZERO if flat else unit // inner
@@ -143,16 +142,13 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
                     for k in range(lanes):
                         ts[k] = ts[k] if k < count else nothing
                 for k in range(lanes):
-                    high, lost = two_sum(high, ts[k])
-                    low += lost
+                    value_sum += np.float64(ts[k])
             unit += threads * lanes
         if bad and report != 0:
             store_integer(report, ONE)
         if summed:
-            high, low = total(high, low)
+            value_sum = total(value_sum)
             if cuda.threadIdx.x == 0:
-                finite = high <= largest and high >= -largest
-                store(sums + 2 * block * size, high, one)
-                store(sums + (2 * block + 1) * size, low if finite else nothing, one)
+                store(sums + 8 * block, value_sum, WIDE)
 
     return kernel

@@ -33,6 +33,11 @@ def layout_of(value: Any, stream: int) -> Layout:
     return Layout(address, shape, interface.get("strides"), dtype, read_only, getattr(value, "device", 0), value)
 
 
+def stream_of(value: Any) -> int | None:
+    """The stream that its library works on."""
+    return None
+
+
 def on(number: int) -> Any:
     """Work on a device."""
     return contextlib.nullcontext()

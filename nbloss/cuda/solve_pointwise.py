@@ -25,8 +25,10 @@ from nbloss.cuda.auxiliary import (
     total,
 )
 from nbloss.cuda.intrinsics import VECTOR_BYTES
+from nbloss.cuda.sums import OF_TYPE
 from nbloss.errors import refuse_probabilities
 from nbloss.problem import (
+    FLOAT64,
     WANT_VALUE,
     Array,
     Pointwise,
@@ -58,12 +60,14 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     scratch = home.zeros(SCRATCH) if checked else home.empty((SCRATCH,), BYTES) if weighted else None
     at = address_of(scratch)
     host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
-    scale = host_factor if weighted else divided(host_factor, count)
     if weighted:
         weights: View = problem.weight
+        weights = weights[tuple([slice(None if step else 1) for step in weights.strides])]  # each once
+        count = float(x.size // weights.size)
         weights = weights.astype(dtype, copy=False)  # side by side
-        total(home, (weights.address, weights.size, 0), dtype, (0, at + DIVISOR, 0, at + FACTOR), scale, 1.0)
-        scale = 1.0
+        values_of, ending = (weights.address, weights.size, OF_TYPE), (0, at + DIVISOR, 0, at + FACTOR)
+        total(home, values_of, dtype, ending, divided(host_factor, count), 1.0)
+    scale = 1.0 if weighted else divided(host_factor, count)
     arrays = {"x": x, "target": problem.target, "weight": problem.weight, "pos_weight": problem.pos_weight}
     if isinstance(factor, DeviceView):
         arrays["grad_output"] = np.broadcast_to(factor, x.shape, subok=True)
@@ -85,7 +89,7 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
 
 
 def _run_pointwise(name: str, arrays: dict[str, View], want: int, status: tuple[int, int, int], scale: Any) -> View:
-    """Start a kernel for each piece; the sums of all blocks, as pairs, if there are to be any."""
+    """Start a kernel for each piece; the sums of all blocks, if there are to be any."""
     x = arrays["x"]
     options = name, code_of(x.dtype), code_of(arrays["target"].dtype), want, tuple(n for n in arrays if n in OPTIONAL)
     lanes = VECTOR_BYTES // x.itemsize
@@ -101,8 +105,8 @@ def _run_pointwise(name: str, arrays: dict[str, View], want: int, status: tuple[
         first, n = blocks, -(-outer * inner // (choices.POINT_THREADS * lanes * chunks))
         launches.append((kernel, n, operands, (outer, inner, chunks, int(straight)), first))
         blocks += n
-    sums = x.home.empty((2 * blocks,), compute_dtype(x.dtype)) if want & WANT_VALUE and "loss" not in arrays else None
-    at, size = (sums.address, 2 * sums.itemsize) if sums is not None else (0, 0)
+    sums = x.home.empty((blocks,), FLOAT64) if want & WANT_VALUE and "loss" not in arrays else None
+    at, size = (sums.address, sums.itemsize) if sums is not None else (0, 0)
     for kernel, n, operands, extent, first in launches:
         x.home.launch(kernel, n, choices.POINT_THREADS, *operands, extent, status, scale, at + first * size)
     return sums

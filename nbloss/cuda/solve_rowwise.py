@@ -35,7 +35,7 @@ from nbloss.cuda.auxiliary import (
 )
 from nbloss.cuda.intrinsics import VECTOR_BYTES
 from nbloss.cuda.labels import LABEL_CODE
-from nbloss.cuda.sums import BY_WEIGHTS
+from nbloss.cuda.sums import BY_WEIGHTS, OF_CLUSTERS
 from nbloss.errors import refuse_labels
 from nbloss.problem import LOSS_ONLY, Rowwise, compute_dtype, divided, rounded, without_classes
 
@@ -109,7 +109,7 @@ def _scan(
         home.launch(kernel, n * parts, choices.SUM_THREADS, *arguments, cluster=parts, early=early)
         done += n
     if clusters > 1:
-        total(home, (address_of(partial), clusters, 1), dtype, ending, numerator, 1.0)
+        total(home, (address_of(partial), clusters, OF_CLUSTERS), dtype, ending, numerator, 1.0)
 
 
 def _run_rowwise(
@@ -141,8 +141,8 @@ def _run_rowwise(
         forms = [LOSS_ONLY] * (loss is not None) + [form] * (out is not None)
     for stage in forms:
         if problem.normalized and stage != LOSS_ONLY and out is not None:
-            # The zeros that most of it is; before, in place, nothing may be overwritten if there is a fault.
-            if faults and home.has_fault(faults):
+            # The zeros that most of it is; in place, they may not be written if there is a fault.
+            if faults and out.address == x.address and home.has_fault(faults):
                 return
             clear(out)
         for along, spread, rows in layout.rowwise_pieces(

@@ -3,14 +3,17 @@
 `total` and `scan_labels` add numbers side by side, `each` at a time a thread and `rounds` times that. `parts` blocks, a
 cluster, do so together, and `chained` ones may begin before the last kernel has ended. Of several clusters each writes
 its own sums, for `total` to add again; a single one ends them. Either way it tells whether there is a fault among the
-labels that it has read. Where they write are two tuples of integers:
+labels that it has read. What `total` reads, and where they write, are three tuples of integers:
+
+    values    address of numbers side by side; how many; what they are: OF_TYPE, that of the kernel, OF_FLOAT64, or
+              OF_CLUSTERS, sums that clusters have written
 
     sums      address of what clusters write: the sums of all, then those of weights, then how many have seen a fault;
               number of the first cluster of this launch; number of all clusters
     ending    addresses, 0 for none: of whether there is a fault; of the sum, where it is to be kept; of a divisor, or
               BY_WEIGHTS; of the result
 
-The result is the sum over the divisor, which is a number, or lies at its address, or is the sum of weights beside it;
+The result is the sum over a number, and over the divisor that lies at the address or is the sum of weights beside it;
 or numerator / sum where the sum is kept: it is the divisor of a mean then, and the result a factor of its gradient.
 """
 
@@ -28,6 +31,7 @@ I32, I64, ONE_BIT, BELOW_SIGN = np.int32(0), np.int64(0), np.int64(1), np.int64(
 WIDE, UNIT = np.float64(0), np.float64(1)
 GOOD, BAD = np.int32(0), np.int32(1)
 BY_WEIGHTS = np.int64(-1)
+OF_TYPE, OF_FLOAT64, OF_CLUSTERS = range(3)  # what `total` adds
 
 
 def _finish(code, threads, warp, parts):
@@ -68,9 +72,9 @@ def _finish(code, threads, warp, parts):
                 store(result, numerator / value, stored)
             else:
                 if divisor_at == BY_WEIGHTS:
-                    divisor = weights
+                    divisor *= weights
                 elif divisor_at != 0:
-                    divisor = load(divisor_at, WIDE)
+                    divisor *= load(divisor_at, WIDE)
                 store(result, value / divisor, stored)
 
     return finish
@@ -103,7 +107,7 @@ def total(code, threads, warp, each, rounds, parts, chained):
     opened = _opening(threads, each, rounds, parts, chained)
 
     def kernel(values, sums, ending, numerator, divisor):
-        address, count, of_clusters = values
+        address, count, kind = values
         begin, end, step = opened(count)
         numbers = cuda.local.array(each, np.float64)
         value, weights, bad = WIDE, WIDE, GOOD
@@ -112,8 +116,8 @@ def total(code, threads, warp, each, rounds, parts, chained):
                 j = start + c * threads + cuda.threadIdx.x
                 numbers[c] = WIDE
                 if j < count:
-                    numbers[c] = load(address + j * 8, WIDE) if of_clusters != 0 else load(address + j * size, stored)
-                    if of_clusters != 0:
+                    numbers[c] = load(address + j * size, stored) if kind == OF_TYPE else load(address + j * 8, WIDE)
+                    if kind == OF_CLUSTERS:
                         weights += load(address + (count + j) * 8, WIDE)
                         if load(address + (2 * count + j) * 8, WIDE) > 0:
                             bad = BAD
