@@ -169,6 +169,18 @@ def test_rowwise(rng, layout, shape, dtype):
     close(gradient, expected[1], dtype)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (5, 1, 3)])
+def test_one_class(shape):
+    """Of which it cannot be said how it lies: nothing is left of what `out` held."""
+    x, labels = np.zeros(shape), np.zeros(np.delete(shape, 1), int)
+    labels.flat[0] = -100
+    for loss in (nbloss.nll_loss, nbloss.cross_entropy):
+        gradient = loss.grad(x, labels, reduction="sum", out=np.full(shape, 9.0))
+        expected = np.full(shape, -1.0 if loss is nbloss.nll_loss else 0.0)
+        expected.flat[0] = 0
+        np.testing.assert_array_equal(gradient, expected)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -4,6 +4,7 @@ import numpy as np
 
 from nbloss.cpu.labels import OUTSIDE, labelled, without_class
 from nbloss.cpu.per_row import add_losses, row_factors, row_labels, row_weights
+from nbloss.cpu.results import clear_row
 from nbloss.cpu.simd import broadcast, gather_classes, inline, lanes, plane_of, scatter_classes, total, where
 from nbloss.cpu.targets import add_gap
 from nbloss.problem import GRADIENT
@@ -11,7 +12,9 @@ from nbloss.problem import GRADIENT
 
 @inline
 def picks(operands, mode, unit, like, scratch):
-    """A vector of rows of the negative log-likelihood; the gradient is written into an array of zeros."""
+    """A vector of rows of the negative log-likelihood; of the gradient, zeros where the classes lie side by side, and
+    else into an array of them, the one entry of each row that is not 0.
+    """
     rows = operands.x.shape[2]
     per_plane = (rows + lanes(like) - 1) // lanes(like)
     i = unit // per_plane
@@ -20,6 +23,9 @@ def picks(operands, mode, unit, like, scratch):
     labels = row_labels(operands, mode, scratch, i, k, count, like)
     w_t = row_weights(operands, mode, scratch, labels, count, like)
     if mode.form == GRADIENT:
+        if operands.out.strides[1] == operands.out.itemsize:
+            for row in range(k, k + count):
+                clear_row(operands.out[i, :, row], mode.nontemporal, like)
         gradient = zero - w_t * row_factors(operands, scratch, i, k, count, like)
         scatter_classes(plane_of(operands.out, i), labels, k, count, gradient)
         return 0.0

@@ -139,7 +139,21 @@ def _write_vectors(x, q, weight, out, mode, row, start, stop, like):
 
 
 @inline
-def fill_row(out, value, like):
-    n = out.shape[0]
-    for j in range(0, n, lanes(like)):
-        put(out, j, min(lanes(like), n - j), broadcast(value, like), like)
+def clear_row(out, nontemporal, like):
+    """Write zeros to a row."""
+    n, step, zero = out.shape[0], lanes(like), broadcast(0.0, like)
+    head = 0
+    if nontemporal:
+        aligned = aligned_at(out, like)
+        head = min(aligned, n) if aligned >= 0 else n
+    whole = head + (n - head) // step * step
+    for j in range(0, head, step):
+        put(out, j, min(step, head - j), zero, like)
+    if nontemporal:
+        for j in range(head, whole, step):
+            stream(out, j, zero)
+    else:
+        for j in range(head, whole, step):
+            store(out, j, zero)
+    if whole < n:
+        put(out, whole, n - whole, zero, like)

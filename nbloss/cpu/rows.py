@@ -8,7 +8,7 @@ whose exponentials take the place of those. So memory is busy all the time (1.15
 import numpy as np
 
 from nbloss.cpu.per_row import gradient_facts
-from nbloss.cpu.results import dense_gap, fill_row
+from nbloss.cpu.results import clear_row, dense_gap
 from nbloss.cpu.simd import (
     add_wide,
     aligned_at,
@@ -235,7 +235,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         target = np.int64(t[i, 0])
         if target == ignore or target < 0 or target >= n:
             if form != LOSS_ONLY:
-                fill_row(line_of(out, i), 0.0, like)
+                clear_row(line_of(out, i), nontemporal, like)
             return (0.0, 0.0, 0.0, 0.0, 0.0 if target == ignore else NAN, 0.0), type(like)(NAN), unwritten
         x_t = lane(load_one(row, target, like), 0)
         if weight.shape[0]:

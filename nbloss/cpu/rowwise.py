@@ -136,7 +136,8 @@ def prepare(
     side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
-        kernel, units, unit_elements = PICKS, outer * -(-inner // step), min(step, inner)
+        written = classes if form == GRADIENT else 1
+        kernel, units, unit_elements = PICKS, outer * -(-inner // step), min(step, inner) * written
     elif along:
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
         room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)

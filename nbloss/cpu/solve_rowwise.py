@@ -39,6 +39,7 @@ def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Ar
     driver, lasting = _sums(problem, value, first, scan, factor, out, loss)
     after = [_sums(problem, False, stage, 0, factor, out, None) for stage in later]
     each = factor.ndim > 0
+    clears = out is not None and classes > 1 and out.strides[problem.axis] == out.itemsize  # as nbloss.cpu.picks does
     _, no_labels, _, no_weight, no_upstream, no_out, no_loss = kernels.operands(
         stored(problem.x)[:0], None, None, _NO_WEIGHT[dtype], None, None, None
     )
@@ -54,7 +55,8 @@ def plan(problem: Rowwise, value: bool, form: int, out: Array | None, factor: Ar
         if bad and scan == CHECKED:
             refuse_labels(target, classes, ignore)
         for call, _ in after:
-            written[...] = 0
+            if not clears:
+                written[...] = 0
             call(x, labels, masses, weight, upstream, written, no_loss, factor, divisor)
         return loss if unreduced else reduced(total, divisor if mean else 1.0, one) if value else None
 
@@ -96,8 +98,8 @@ def _sums(
 def _stages(problem: Rowwise, form: int) -> list[int]:
     """The forms to run kernels for, in order.
 
-    A gradient of nll_loss takes two: the first reads x; then `out`, which may be x, is filled with zeros; the second
-    writes one entry a row.
+    A gradient of nll_loss takes two: the first reads x; the second fills `out`, which may be x, with zeros, unless that
+    is done before, and writes one entry a row.
     """
     return [LOSS_ONLY, form] if problem.normalized and form != LOSS_ONLY else [form]
 
