@@ -15,6 +15,7 @@ VALUE, VALUE_AND_GRAD, OUT = "value", "value_and_grad", "out"
 WORKS = {VALUE: "value", VALUE_AND_GRAD: "value + gradient", OUT: "into a buffer"}
 ROW_FUNCTIONS = ("softmax", "log_softmax")
 HALF = ("float16", "bfloat16")
+IGNORED = 0.85  # of the rows of a case, as where a masked language model is trained
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Case:
     loss: str
     shape: tuple[int, ...]
     dtype: str = "float32"
-    variant: str = ""  # "" or "probabilities", "smoothing", "weights"; of BCE with logits "labels" or "weights"
+    variant: str = ""  # or "probabilities", "smoothing", "weights", "ignored"; of BCE with logits "labels", "weights"
 
     @property
     def size(self) -> str:
@@ -33,6 +34,11 @@ class Case:
     @property
     def works(self) -> tuple[str, ...]:
         return (VALUE, OUT) if self.loss in ROW_FUNCTIONS else (VALUE, VALUE_AND_GRAD, OUT)
+
+    @property
+    def read(self) -> float:
+        """Share of the input that has to be read."""
+        return 1 / self.shape[1] if self.loss == "nll_loss" else 1 - IGNORED if self.variant == "ignored" else 1.0
 
     def writes(self, work: str) -> bool:
         """Whether an array of the input's size is written."""
@@ -60,9 +66,9 @@ class Inputs:
     smoothing: float
 
 
-def useful_bytes(x: Any, target: Any, writes: bool) -> int:
-    """Input and target read once, and the array that is asked for written once."""
-    return int(x.nbytes * (2 if writes else 1) + (0 if target is None else target.nbytes))
+def useful_bytes(x: Any, target: Any, writes: bool, read: float = 1.0) -> int:
+    """Input, or this share of it, and target read once, and the array that is asked for written once."""
+    return int(x.nbytes * (read + writes) + (0 if target is None else target.nbytes))
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -85,17 +91,21 @@ def inputs_of(case: Case) -> Inputs:
         x = (2 * rng.standard_normal(case.shape, working)).astype(dtype)
     if case.loss in ROW_FUNCTIONS:
         return Inputs(x, None, None, 0.0)
+    if case.loss == "nll_loss":
+        x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
     classes = case.shape[1] if len(case.shape) > 1 else 1
     rows = (case.shape[0], *case.shape[2:])
     if case.variant == "labels":
         target = rng.integers(0, 2, case.shape)
-    elif case.loss != "cross_entropy":
+    elif case.loss not in ("cross_entropy", "nll_loss"):
         target = rng.random(case.shape, working).astype(dtype)
     elif case.variant == "probabilities":
         target = rng.random(case.shape, working)
         target = (target / target.sum(axis=1, keepdims=True)).astype(dtype)
     else:
         target = rng.integers(0, classes, rows)
+        if case.variant == "ignored":
+            target[rng.random(rows) < IGNORED] = -100
     weight = rng.uniform(0.5, 1.5, classes).astype(working) if case.variant == "weights" else None
     return Inputs(x, target, weight, 0.1 if case.variant == "smoothing" else 0.0)
 
@@ -112,9 +122,11 @@ ROWWISE = [
     Case("cross_entropy", (8192, 1000), variant="probabilities"),
     Case("cross_entropy", (8192, 1000), variant="smoothing"),
     Case("cross_entropy", (8192, 1000), variant="weights"),
+    Case("cross_entropy", (8192, 1000), variant="ignored"),
     Case("cross_entropy", (8192, 1000), "float64"),
     Case("cross_entropy", (4096, 1000), "float16"),  # with 8192 rows torch's mean overflows: inf
     Case("cross_entropy", (8192, 1000), "bfloat16"),
+    Case("nll_loss", (8192, 1000)),
     Case("log_softmax", (8192, 1000)),
     Case("softmax", (8192, 1000)),
     Case("softmax", (1024, 32768)),

@@ -188,8 +188,9 @@ def contest(
         test = request.path.stem.removeprefix("test_")
         contestants, left_out = agreed(case, work, [name for name in libraries if not only or name in only])
         data = inputs_of(case)
-        moved = useful_bytes(data.x, data.target, case.writes(work))
-        ceiling = ceilings["copy" if case.writes(work) else "read"] if data.x.nbytes >= CEILING_FROM else None
+        moved = useful_bytes(data.x, data.target, case.writes(work), case.read)
+        whole = case.read == 1 and data.x.nbytes >= CEILING_FROM
+        ceiling = ceilings["copy" if case.writes(work) else "read"] if whole else None
         if ceiling:
             # The ceiling takes its turns too: bandwidth drifts on a shared machine.
             move, size = ceiling.moving(moved)

@@ -24,8 +24,8 @@ def reference(case: Case) -> Result:
     if case.loss == "log_softmax":
         return None, special.log_softmax(x, axis=-1)
     assert data.target is not None
-    if case.loss == "cross_entropy":
-        return _cross_entropy(case, x)
+    if case.loss in ("cross_entropy", "nll_loss"):
+        return _of_classes(case, x)
     t = data.target.astype(np.float64)
     if case.loss == "mse_loss":
         return float(np.mean(np.square(x - t))), 2 * (x - t) / x.size
@@ -39,21 +39,24 @@ def reference(case: Case) -> Result:
     return float(value), ((1 - t) * special.expit(x) - weight * t * special.expit(-x)) / x.size
 
 
-def _cross_entropy(case: Case, x: Array) -> Result:
+def _of_classes(case: Case, x: Array) -> Result:
     data = inputs_of(case)
     assert data.target is not None
     classes = x.shape[1]
     weight = np.ones(classes) if data.weight is None else data.weight.astype(np.float64)
     if data.target.dtype.kind in "iu":
         mass = np.zeros_like(x)
-        np.put_along_axis(mass, np.expand_dims(data.target, 1), 1.0, axis=1)
-        count = float(weight[data.target].sum())
+        active = data.target >= 0
+        np.put_along_axis(mass, np.expand_dims(np.maximum(data.target, 0), 1), np.expand_dims(active, 1), axis=1)
+        count = float(weight[data.target[active]].sum())
     else:
         mass = data.target.astype(np.float64)
         count = x.size / classes
     mass *= 1 - data.smoothing
     mass += data.smoothing / classes
     mass *= weight.reshape(-1, *[1] * (x.ndim - 2))
+    if case.loss == "nll_loss":
+        return float(-np.vdot(mass, x) / count), -mass / count
     log_p = special.log_softmax(x, axis=1)
     value = -np.vdot(mass, log_p) / count
     gradient = np.exp(log_p, out=log_p)

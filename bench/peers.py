@@ -147,9 +147,31 @@ def _numpy_rows(case: Case, data: Inputs, work: str) -> Contestant:
     return Contestant(run, _array)
 
 
+def _numpy_nll(case: Case, data: Inputs, work: str) -> Contestant:
+    x, target = data.x, data.target
+    assert target is not None
+    rows, buffer = np.arange(len(x)), np.empty_like(x)
+
+    def gradient() -> Array:
+        result = buffer if work == OUT else np.empty_like(x)
+        result.fill(0)
+        result[rows, target] = -1 / len(x)
+        return result
+
+    def run() -> Any:
+        if work == OUT:
+            return gradient()
+        value = -x[rows, target].mean()
+        return value if work == VALUE else (value, gradient())
+
+    return Contestant(run, _reader(case, work))
+
+
 def _numpy_cross_entropy(case: Case, data: Inputs, work: str) -> Contestant:
     target, weight = data.target, data.weight
     assert target is not None
+    if case.variant == "ignored":
+        raise Absent("has no ignore_index")
     classes, half = data.x.shape[1], case.dtype in HALF
     labels = None if case.variant == "probabilities" else np.expand_dims(target, 1)
     mass = np.asarray(target, np.float32) if labels is None and half else target
@@ -272,7 +294,7 @@ def torch_loss(case: Case, target: Any, weight: Any, smoothing: float) -> Callab
         return lambda x: getattr(torch, case.loss)(x, -1)
     if case.loss == "cross_entropy":
         return lambda x: functional.cross_entropy(x, target, weight=weight, label_smoothing=smoothing)
-    if case.variant:  # it takes floating targets only
+    if case.variant:  # BCE with logits takes floating targets only
         return lambda x: functional.binary_cross_entropy_with_logits(x, target.to(x.dtype), pos_weight=weight)
     return lambda x: getattr(functional, case.loss)(x, target)
 
@@ -315,6 +337,9 @@ def _torch_into_buffer(case: Case, x: Any, target: Any) -> Callable[[], Any]:
         labels, rows = target.unsqueeze(1), target.numel()
         minus_one = torch.full(labels.shape, -1, dtype=x.dtype)
         return lambda: torch.softmax(x, 1, out=buffer).scatter_add_(1, labels, minus_one).mul_(1 / rows)
+    if case.loss == "nll_loss":
+        labels, share = target.unsqueeze(1), -1 / target.numel()
+        return lambda: buffer.zero_().scatter_(1, labels, share)
     if case.loss == "binary_cross_entropy_with_logits" and case.variant != "weights":
         return lambda: torch.sigmoid(x, out=buffer).sub_(target).mul_(1 / x.numel())
     if case.loss == "mse_loss":
@@ -356,7 +381,8 @@ def _jax(case: Case, data: Inputs, work: str) -> Contestant:
         return Contestant(lambda: rows(x).block_until_ready(), _array)
     assert data.target is not None
     labels = data.target.dtype.kind == "i"
-    target = jnp.asarray(data.target.astype(np.int32) if labels and case.loss == "cross_entropy" else data.target)
+    of_classes = labels and case.loss in ("cross_entropy", "nll_loss")
+    target = jnp.asarray(data.target.astype(np.int32) if of_classes else data.target)
     weight = None if data.weight is None else jnp.asarray(data.weight)
 
     def loss(x: Any, target: Any) -> Any:
@@ -377,6 +403,11 @@ def _jax(case: Case, data: Inputs, work: str) -> Contestant:
             return optax.softmax_cross_entropy(x, smooth).mean()
         if not labels:
             return optax.softmax_cross_entropy(x, target).mean()
+        if case.loss == "nll_loss":
+            return -jnp.take_along_axis(x, target[:, None], 1).mean()
+        if case.variant == "ignored":
+            losses = optax.softmax_cross_entropy_with_integer_labels(x, jnp.maximum(target, 0))
+            return losses.mean(where=target >= 0)
         losses = optax.softmax_cross_entropy_with_integer_labels(x, target, axis=1)
         if weight is not None:
             return (losses * weight[target]).sum() / weight[target].sum()
@@ -399,8 +430,8 @@ def _sklearn(case: Case, data: Inputs, work: str) -> Contestant:
         raise Absent("takes float32 and float64 only")
     if case.loss != "cross_entropy" and len(case.shape) > 1:
         raise Absent("takes one logit a row only")
-    if case.variant in ("probabilities", "smoothing") or len(case.shape) > 2:
-        raise Absent("takes class indices of (rows, classes) only")
+    if case.variant in ("probabilities", "smoothing", "ignored") or len(case.shape) > 2:
+        raise Absent("takes class indices of (rows, classes) only, and all of them")
     assert data.target is not None
     x, count = data.x, threads()
     target = data.target.astype(x.dtype)  # class indices too are floating here
@@ -464,6 +495,7 @@ _POINTWISE = {**_EVERYWHERE, "numpy": _numpy_pointwise, "numexpr": _numexpr}
 
 PEERS: dict[str, dict[str, Setup]] = {
     "cross_entropy": {**_EVERYWHERE, "numpy": _numpy_cross_entropy, "sklearn": _sklearn},
+    "nll_loss": {**_EVERYWHERE, "numpy": _numpy_nll},
     "log_softmax": _ROWS,
     "softmax": _ROWS,
     **dict.fromkeys(("binary_cross_entropy", "mse_loss", "l1_loss"), _POINTWISE),

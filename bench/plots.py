@@ -36,10 +36,11 @@ def title_of(case: Case) -> str:
         "binary_cross_entropy_with_logits": "BCE with logits",
         "mse_loss": "MSE",
         "l1_loss": "L1",
+        "nll_loss": "NLL",
     }
     size = {(1 << 24,): "2²⁴", (1 << 28,): "2²⁸"}.get(case.shape, f" {TIMES} ".join(map(str, case.shape)))
     extra = [case.dtype] if case.dtype != "float32" else []
-    variants = {"probabilities": "class probabilities", "labels": "integer labels"}
+    variants = {"probabilities": "class probabilities", "labels": "integer labels", "ignored": "85% of rows ignored"}
     extra += [variants.get(case.variant, case.variant)] if case.variant else []
     return f"{names.get(case.loss, case.loss.replace('_', '-'))} {size}" + (f", {', '.join(extra)}" if extra else "")
 

@@ -23,11 +23,11 @@ README = Path(__file__).parent.parent / "README.md"
 
 NOTES = """\
 A share of the ceiling counts useful bytes only (logits and target read once, gradient written once), against reading
-for a value and copying where an array is written. Arrays that fit a cache can pass 100%; below 2 MiB of logits no
-share is given. The ceiling is measured beside each row, in turns with the libraries and over as many bytes, for the
-bandwidth of a shared machine changes from minute to minute: compare shares and ratios across rows, not times. All
-libraries use the same number of threads, take turns in the same rounds, and agreed with SciPy in float64 on these very
-inputs before they were timed. Times are the best of all rounds.
+for a value and copying where an array is written. Arrays that fit a cache can pass 100%; below 2 MiB of logits, and
+where not all of them are to be read, no share is given. The ceiling is measured beside each row, in turns with the
+libraries and over as many bytes, for the bandwidth of a shared machine changes from minute to minute: compare shares
+and ratios across rows, not times. All libraries use the same number of threads, take turns in the same rounds, and
+agreed with SciPy in float64 on these very inputs before they were timed. Times are the best of all rounds.
 
 What is unfair: in *value* and *value + gradient* a library allocates its results; memory up to 32 MiB is reused by
 all that allocate with malloc, larger arrays pay for new pages. *Into a buffer* is a gradient alone, in a form of its

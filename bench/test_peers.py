@@ -8,6 +8,7 @@ from bench.oracle import disagreement
 
 CASES = {
     "cross_entropy": Case("cross_entropy", (37, 11)),
+    "nll_loss": Case("nll_loss", (37, 11)),
     "log_softmax": Case("log_softmax", (37, 11)),
     "softmax": Case("softmax", (37, 11)),
     "binary_cross_entropy": Case("binary_cross_entropy", (1001,)),
