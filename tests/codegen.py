@@ -44,8 +44,8 @@ ROW_ARGUMENTS = [ints(7), ints(5), ints(5), ints(7), ints(5)]
 def variants(target, alike=True):
     """(what it is called, its dtype, how to make it, argument types, launch bounds, elements of a thread).
 
-    If not `alike`, those are left out that differ from others in their threads or their dtype, or in how rows are read,
-    alone.
+    If not `alike`, those are left out that differ from others in their threads or their dtype, in how rows are read or
+    in what is written of them, alone.
 
     Bounds are (threads of a block, blocks that a multiprocessor is to have registers for), 0 where none are given.
     """
@@ -57,8 +57,8 @@ def variants(target, alike=True):
                 continue
             shapes = choices.OTHERS if dense else choices.VALUES if form == LOSS_ONLY else choices.ROWS
             for shape, even in itertools.product(shapes, (True, False)):
-                odd_form = not even and (dense or form == LOG_SOFTMAX)
-                kinds = FEW[:1] if odd_form else KINDS[code in "fh"]
+                other_form = dense or form == LOG_SOFTMAX
+                kinds = KINDS[code in "fh"] if not other_form else FEW if even else FEW[:1]
                 if not shape.serves(code, dense, target) or not (alike or shape in kinds):
                     continue
                 threads, height, _, parts, room = shape

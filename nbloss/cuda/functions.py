@@ -1,6 +1,7 @@
 """The functions of nbloss.formulas, and what they are made of, for the scalars of a CUDA kernel."""
 
 import math
+from functools import cache
 
 import numpy as np
 from numba.cuda import libdevice
@@ -59,8 +60,12 @@ def _over(inverse):
     return over_unit
 
 
+@cache
 class Functions:
-    """The formulas and what they are made of, for scalars of the type that a storage type is computed in."""
+    """The formulas and what they are made of, for scalars of the type that a storage type is computed in.
+
+    One object a type, so that kernels share what Numba has compiled of it.
+    """
 
     def __init__(self, code):
         real = REAL[code]

@@ -18,6 +18,7 @@ What these kernels are given, besides a few numbers, is five tuples of integers:
 """
 
 import math
+from functools import cache
 
 import numpy as np
 from numba import cuda
@@ -28,6 +29,7 @@ from nbloss.cuda.labels import load_label
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
 
 
+@cache
 class Row:
     """What both kernels do with one row, compiled for one dtype."""
 
