@@ -18,7 +18,7 @@ from nbloss.cpu.picks import picks
 from nbloss.cpu.rows import rows
 from nbloss.cpu.rowwise_driver import driver_of
 from nbloss.cpu.scanning import pieces_of
-from nbloss.cpu.simd import HAS_AVX512, VECTOR_BYTES
+from nbloss.cpu.simd import HAS_AVX512, LINE, VECTOR_BYTES
 from nbloss.cpu.streams import KEPT, conclude, sum_piece, write_piece
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.cpu.tiles import FACTS, tiles
@@ -136,8 +136,8 @@ def prepare(
     side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
-        written = classes if form == GRADIENT else 1
-        kernel, units, unit_elements = PICKS, outer * -(-inner // step), min(step, inner) * written
+        a_row = classes if form == GRADIENT else LINE // x.itemsize  # all of it is written, or a line of memory read
+        kernel, units, unit_elements = PICKS, outer * -(-inner // step), min(step, inner) * a_row
     elif along:
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
         room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)

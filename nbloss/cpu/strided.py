@@ -104,10 +104,10 @@ def _(context, builder, sig, args):
 
 
 def gather_classes(a, labels, k, count, like):
-    """a[label, k], a[label, k + 1], … of (classes, rows), each lane's label its own; 0 where it is no class."""
+    """a[label, k], a[label, k + 1], … of (classes, rows), each lane's label its own; anything where it is no class."""
     label, row = np.asarray(labels[:count]).astype(np.int64), np.arange(k, k + count)
     values = np.zeros(lanes(like), type(like))
-    values[:count] = np.where(label < 0, 0, decoded(np.asarray(a[np.maximum(label, 0), row])))
+    values[:count] = decoded(np.asarray(a[np.maximum(label, 0), row]))
     return values
 
 
@@ -119,37 +119,43 @@ def scatter_classes(a, labels, k, count, value):
 
 
 def _places_of_classes(context, builder, sig, args, vt):
-    """(the address of each lane's element of args[0], whether it has one), of labels, their place and their count."""
-    array = Fields(context, builder, sig.args[0], args[0])
-    wide = ir.VectorType(ir.IntType(64), vt.count)
+    """(the address of each lane's element of args[0], whether it has one), of labels, their place and their count.
+
+    Where there is none, the address is that of an element.
+    """
+    array, i64 = Fields(context, builder, sig.args[0], args[0]), ir.IntType(64)
+    of_class, of_row = array.strides
+    k, count = (context.cast(builder, args[i], sig.args[i], types.int64) for i in (2, 3))
     labels = builder.bitcast(args[1], vector_of_ints(vt))
-    mask = builder.and_(
-        builder.icmp_signed(">=", labels, ints(vt, 0)),
-        first_lanes(context, builder, vt.count, context.cast(builder, args[3], sig.args[3], types.int64)),
-    )
-    if labels.type != wide:
-        labels = builder.sext(labels, wide)
-    of_class, of_row = (in_all_lanes(builder, step, wide) for step in array.strides)
-    k = in_all_lanes(builder, context.cast(builder, args[2], sig.args[2], types.int64), wide)
-    rows = builder.add(k, ir.Constant(wide, list(range(vt.count))))
-    start = in_all_lanes(builder, builder.ptrtoint(array.data, ir.IntType(64)), wide)
-    places = builder.add(start, builder.add(builder.mul(labels, of_class), builder.mul(rows, of_row)))
-    return builder.inttoptr(places, ir.VectorType(storage(sig.args[0])[0].as_pointer(), vt.count)), mask
+    mask = builder.and_(builder.icmp_signed(">=", labels, ints(vt, 0)), first_lanes(context, builder, vt.count, count))
+    labels = builder.select(mask, labels, ints(vt, 0))
+    start = builder.add(builder.ptrtoint(array.data, i64), builder.mul(k, of_row))
+    pointer, places = storage(sig.args[0])[0].as_pointer(), []
+    for lane in range(vt.count):  # one by one, for AVX2 cannot multiply integers of 64 bits
+        label = builder.extract_element(labels, ir.Constant(ir.IntType(32), lane))
+        row = builder.select(builder.icmp_signed(">", count, i64(lane)), builder.mul(of_row, i64(lane)), i64(0))
+        label = builder.sext(label, i64) if label.type != i64 else label
+        places.append(builder.inttoptr(builder.add(builder.add(start, row), builder.mul(label, of_class)), pointer))
+    return places, mask
 
 
 @compiled_raw(gather_classes, lambda a, labels, k, count, like: Vec(like))
 def _(context, builder, sig, args):
     vt = llvm_vector(sig.return_type)
-    stored = ir.VectorType(storage(sig.args[0])[0], vt.count)
-    pointers, mask = _places_of_classes(context, builder, sig, args, vt)
-    none = ir.Constant(stored, [0] * vt.count)
-    raw = masked(builder, "gather", stored, [pointers, mask, none], stored)
+    raw = ir.Constant(ir.VectorType(storage(sig.args[0])[0], vt.count), ir.Undefined)
+    for lane, place in enumerate(_places_of_classes(context, builder, sig, args, vt)[0]):
+        element = builder.load(place)
+        element.align = 1
+        raw = builder.insert_element(raw, element, ir.Constant(ir.IntType(32), lane))
     return decode(builder, sig.args[0].dtype, raw, vt)
 
 
 @compiled_raw(scatter_classes, nothing)
 def _(context, builder, sig, args):
-    pointers, mask = _places_of_classes(context, builder, sig, args, args[4].type)
+    places, mask = _places_of_classes(context, builder, sig, args, args[4].type)
+    pointers = ir.Constant(ir.VectorType(places[0].type, len(places)), ir.Undefined)
+    for lane, place in enumerate(places):
+        pointers = builder.insert_element(pointers, place, ir.Constant(ir.IntType(32), lane))
     value = encode(builder, sig.args[0].dtype, args[4])
     masked(builder, "scatter", value.type, [value, pointers, mask], ir.VoidType())
     return context.get_dummy_value()
