@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -89,9 +89,11 @@ def replay(
     return plan(x, target, out, factor), out
 
 
-def _with_converted(plan: Callable[..., Any], name: str, dtype: np.dtype[Any], *args: Any, **weights: Array) -> Any:
+def _with_converted(
+    plan: Callable[..., Any], name: str, dtype: np.dtype[Any], order: Literal["K", "C"], *args: Any, **weights: Array
+) -> Any:
     """The plan, with a weight that it does not take as given."""
-    weights[name] = converted(weights[name], dtype)
+    weights[name] = converted(weights[name], dtype, order)
     return plan(*args, **weights)
 
 
@@ -109,11 +111,12 @@ def keep(
         return
     if converted_factor is not None and converted_factor.ndim:
         plan = functools.partial(_with_factor, plan, converted_factor.dtype)
+    order: Literal["K", "C"] = "C" if isinstance(problem, Rowwise) else "K"  # class weights are read side by side
     for name in WEIGHTS:
         weight = options.get(name)
         if type(weight) is np.ndarray:
             if not begin_together(weight, used := getattr(problem, name)):
-                plan = functools.partial(_with_converted, plan, name, used.dtype)
+                plan = functools.partial(_with_converted, plan, name, used.dtype, order)
         elif weight == 0:  # 0.0 and -0.0 would share a key
             return
         elif weight is not None:

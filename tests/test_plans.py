@@ -96,6 +96,31 @@ def test_operands_of_other_dtypes_take_a_plan(rng, monkeypatch, name, options, o
     assert bits(run(name, "value_and_grad", *second)) == expected
 
 
+WEIGHTS = {
+    "strided": lambda w: np.repeat(w, 2)[::2],
+    "reversed": lambda w: w[::-1].copy()[::-1],
+    "repeated": lambda w: np.broadcast_to(w[:1], w.shape),
+}
+
+
+@pytest.mark.parametrize("layout", WEIGHTS)
+@pytest.mark.parametrize("kept", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [*((name, "weight") for name in (*ROWWISE, *POINTWISE)), ("binary_cross_entropy_with_logits", "pos_weight")],
+)
+def test_weights_of_any_layout(rng, name, option, kept, layout):
+    """A later call reads them as the first does."""
+    weight = WEIGHTS[layout](rng.uniform(0.5, 2, SHAPE[1]).astype(kept))
+    for dtype in ("float32", "float64"):
+        x, target, _ = arguments(rng, name, {}, dtype)
+        expected = run(name, "value_and_grad", x, target, {option: weight.copy()})
+        plans._plans.clear()
+        for _ in range(3):
+            for found, result in zip(run(name, "value_and_grad", x, target, {option: weight}), expected):
+                np.testing.assert_allclose(found, result, 1e-5, 1e-7)
+
+
 def test_arguments_by_name_and_any_number_take_a_plan(rng, monkeypatch):
     x, target, _ = arguments(rng, "cross_entropy", {}, "float32")
     value, gradient = nbloss.cross_entropy.value_and_grad(x, target, 2.0)
