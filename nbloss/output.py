@@ -119,7 +119,10 @@ def begin_together(a: Array, b: Array) -> bool:
 
 
 def _same_memory(a: Array, b: Any) -> bool:
-    return a is b or (a.strides == b.strides and a.dtype == b.dtype and begin_together(a, b))
+    if a is b:
+        return True
+    steps, others = ([step for n, step in zip(v.shape, v.strides) if n > 1] for v in (a, b))  # others are never taken
+    return steps == others and a.shape == b.shape and a.dtype == b.dtype and begin_together(a, b)
 
 
 def _overlap(a: Array, b: object) -> bool:

@@ -106,6 +106,16 @@ def test_out_of_any_strides(rng, classes, steps, dtype):
                 assert (raw == 170).all(), (rows, where)
 
 
+def test_axes_of_one_element_in_place(rng):
+    """Their steps are never taken, and may be anything."""
+    x = rng.standard_normal((5, 1))
+    expected = nbloss.cross_entropy.grad(x.T, [1])
+    out = x.reshape(1, 5)
+    assert x.T.strides != out.strides
+    assert nbloss.cross_entropy.grad(x.T, [1], out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
 def test_one_number_in_place():
     x = np.array(3.0)
     assert nbloss.log_softmax(x, out=x) is x
