@@ -7,7 +7,6 @@ labels that it has read. What `total` reads, and where they write, are three tup
 
     values    address of numbers side by side; how many; what they are: OF_TYPE, that of the kernel, OF_FLOAT64, or
               OF_CLUSTERS, sums that clusters have written
-
     sums      address of what clusters write: the sums of all, then those of weights, then how many have seen a fault;
               number of the first cluster of this launch; number of all clusters
     ending    addresses, 0 for none: of whether there is a fault; of the sum, where it is to be kept; of a divisor, or
