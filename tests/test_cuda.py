@@ -360,6 +360,8 @@ def test_weights_that_are_repeated(rng, monkeypatch):
         sizes.append(size)
         return allocate(number, size, stream)
 
+    number = Foreign(np.array(0.5))
+    assert float(nbloss.mse_loss(number, Foreign(np.array(2.0)), weight=number)) == 2.25
     for shape in ((40, 1), (24,), (40, 24), (1, 1)):
         weight = rng.random(shape, np.float32)[::-1]
         given = Foreign(x), Foreign(t), Foreign(weight)

@@ -62,7 +62,8 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
     if weighted:
         weights: View = problem.weight
-        weights = weights[tuple([slice(None if step else 1) for step in weights.strides])]  # each once
+        once = (..., *(slice(None if step else 1) for step in weights.strides))
+        weights = weights[once]  # a view: without the dots, an array of no axes is read
         count = float(x.size // weights.size)
         weights = weights.astype(dtype, copy=False)  # side by side
         values_of, ending = (weights.address, weights.size, OF_TYPE), (0, at + DIVISOR, 0, at + FACTOR)
