@@ -22,6 +22,14 @@ def same(value: Array, shape: tuple[int, ...]) -> Array:
     return view
 
 
+def once(array: Array) -> Array:
+    """A view of what an array repeats, once."""
+    # The dots, for without them a number is read, which no host can on a device.
+    places = (..., *(slice(None if step else 1) for step in array.strides))
+    view: Array = array[places]
+    return view
+
+
 def pointwise_pieces(arrays: Sequence[Array], dims: int = 2) -> Iterator[tuple[Array, ...]]:
     """Views (…, outer, inner) of arrays of one shape, of so many dimensions; the first array decides which axis is the
     inner one, and the longest other ones are the outer.

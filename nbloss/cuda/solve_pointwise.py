@@ -61,9 +61,8 @@ def pointwise(problem: Pointwise, value: bool, out: View, in_place: bool, factor
     at = address_of(scratch)
     host_factor = float(factor) if not isinstance(factor, DeviceView) else 1.0
     if weighted:
-        weights: View = problem.weight
-        once = (..., *(slice(None if step else 1) for step in weights.strides))
-        weights = weights[once]  # a view: without the dots, an array of no axes is read
+        assert problem.weight is not None
+        weights: View = layout.once(problem.weight)
         count = float(x.size // weights.size)
         weights = weights.astype(dtype, copy=False)  # side by side
         values_of, ending = (weights.address, weights.size, OF_TYPE), (0, at + DIVISOR, 0, at + FACTOR)
