@@ -12,24 +12,29 @@ from nbloss.problem import GRADIENT
 
 @inline
 def picks(operands, mode, unit, like, scratch):
-    """A vector of rows of the negative log-likelihood; of the gradient, zeros where the classes lie side by side, and
+    """`per_unit` rows of the negative log-likelihood; of the gradient, zeros where the classes lie side by side, and
     else into an array of them, the one entry of each row that is not 0.
     """
-    rows = operands.x.shape[2]
-    per_plane = (rows + lanes(like) - 1) // lanes(like)
+    rows, per_unit, step = operands.x.shape[2], scratch.per_unit, lanes(like)
+    per_plane = (rows + per_unit - 1) // per_unit
     i = unit // per_plane
-    k = (unit - i * per_plane) * lanes(like)
-    count, zero = min(lanes(like), rows - k), broadcast(0.0, like)
-    labels = row_labels(operands, mode, scratch, i, k, count, like)
-    w_t = row_weights(operands, mode, scratch, labels, count, like)
-    if mode.form == GRADIENT:
-        if operands.out.strides[1] == operands.out.itemsize:
-            for row in range(k, k + count):
-                clear_row(operands.out[i, :, row], mode.nontemporal, like)
-        gradient = zero - w_t * row_factors(operands, scratch, i, k, count, like)
-        scatter_classes(plane_of(operands.out, i), labels, k, count, gradient)
-        return 0.0
-    x_t = gather_classes(plane_of(operands.x, i), labels, k, count, like)
-    fixed = where(labelled(labels, OUTSIDE), np.nan, zero)
-    value = where(without_class(labels), fixed, add_gap(zero, w_t, zero, x_t))
-    return total(add_losses(broadcast(0.0, np.float64(0.0)), operands.loss, i, k, count, value, zero, zero, like))
+    start = (unit - i * per_plane) * per_unit
+    stop = min(start + per_unit, rows)
+    zero = broadcast(0.0, like)
+    value_sum = broadcast(0.0, np.float64(0.0))
+    for k in range(start, stop, step):
+        count = min(step, stop - k)
+        labels = row_labels(operands, mode, scratch, i, k, count, like)
+        w_t = row_weights(operands, mode, scratch, labels, count, like)
+        if mode.form == GRADIENT:
+            if operands.out.strides[1] == operands.out.itemsize:
+                for row in range(k, k + count):
+                    clear_row(operands.out[i, :, row], mode.nontemporal, like)
+            gradient = zero - w_t * row_factors(operands, scratch, i, k, count, like)
+            scatter_classes(plane_of(operands.out, i), labels, k, count, gradient)
+        else:
+            x_t = gather_classes(plane_of(operands.x, i), labels, k, count, like)
+            fixed = where(labelled(labels, OUTSIDE), np.nan, zero)
+            value = where(without_class(labels), fixed, add_gap(zero, w_t, zero, x_t))
+            value_sum = add_losses(value_sum, operands.loss, i, k, count, value, zero, zero, like)
+    return total(value_sum)

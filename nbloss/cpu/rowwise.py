@@ -52,6 +52,8 @@ GROUPS_FROM = {4: 72, 8: 36} if HAS_AVX512 else {4: 20, 8: 16}
 ROWS_FROM = {4: 400, 8: 400} if HAS_AVX512 else {4: 500, 8: 400}
 # So many of their elements are a unit: a quarter of it, and 16384 x 100 took 1.04 times as long.
 GROUPED = 1 << 15
+# So many vectors of log-probabilities are a unit of nll_loss's value: of one, 8192 rows took 1.2 times as long.
+PICKED = 16
 # Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together; of long rows fewer,
 # where there would be fewer than FEW units for threads to share (with two threads, 1.01 times as long on average: the
 # last row of a unit is not written beside a next one).
@@ -136,8 +138,10 @@ def prepare(
     side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
-        a_row = classes if form == GRADIENT else LINE // x.itemsize  # all of it is written, or a line of memory read
-        kernel, units, unit_elements = PICKS, outer * -(-inner // step), min(step, inner) * a_row
+        writes = form == GRADIENT
+        per_unit = step if writes else PICKED * step
+        a_row = classes if writes else LINE // x.itemsize  # all of it is written, or a line of memory read
+        kernel, units, unit_elements = PICKS, outer * -(-inner // per_unit), min(per_unit, inner) * a_row
     elif along:
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
         room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)
