@@ -5,7 +5,6 @@ optimised and made machine code, with all that it calls (a first call of two thr
 """
 
 from functools import cache
-from typing import ClassVar
 
 import llvmlite.binding as llvm
 from numba.core import config
@@ -109,6 +108,10 @@ def kernel_compiler(parallel, few_passes):
             return done
 
     class KernelCompiler(OwnCompiler):
-        instead_of: ClassVar = {usual_lowering: Lowering}
+        def define_pipelines(self):
+            (pipeline,) = super().define_pipelines()
+            pipeline.passes = [(Lowering if own is usual_lowering else own, text) for own, text in pipeline.passes]
+            pipeline.finalize()
+            return [pipeline]
 
     return KernelCompiler

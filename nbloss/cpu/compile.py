@@ -32,6 +32,7 @@ from numba import njit
 from numba.core import config, types
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from nbloss.cpu.assembly import kernel_compiler
@@ -158,7 +159,8 @@ class _DiskCache(NullCache):  # type: ignore[misc]
         return key, Path(cache_folder() or "") / f"{hashlib.sha256(key).hexdigest()[:32]}.kernel"
 
     def load_overload(self, sig: object, target_context: Any) -> Any:
-        target_context.refresh()
+        # Machine code calls nothing else of Numba's. What a compilation looks up in took half of a first call.
+        rtsys.initialize(target_context)
         try:
             key, path = self._file(target_context)
             content = path.read_bytes()

@@ -14,7 +14,6 @@ from copy import copy
 from functools import cache
 from itertools import count
 from types import BuiltinFunctionType
-from typing import ClassVar
 
 import llvmlite.ir as ir
 from numba import njit
@@ -23,21 +22,45 @@ from numba.core.callconv import CPUCallConv
 from numba.core.cgutils import alloca_once, get_or_insert_function
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
-from numba.core.compiler_machinery import register_pass
+from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.cpu import CPUContext
 from numba.core.lowering import Lower
 from numba.core.typed_passes import (
-    InlineOverloads,
-    IRLegalization,
     NativeLowering,
-    NopythonRewrites,
+    NoPythonBackend,
+    NopythonTypeInference,
+    PreLowerStripPhis,
 )
-from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
+from numba.core.untyped_passes import (
+    DeadBranchPrune,
+    FixupArgs,
+    GenericRewrites,
+    ReconstructSSA,
+    RewriteSemanticConstants,
+    TranslateByteCode,
+)
 
 _numbers = count(1)
 
 
 class PartLibrary(JITCodeLibrary):
+    _is_whole = False
+
+    def add_llvm_module(self, module):
+        """Keep the text of a part as it is; what Numba makes of a parallel loop comes in two.
+
+        Numba links it into an empty module, and runs passes for what it only declares too.
+        """
+        module.data_layout = self._codegen._data_layout
+        passes, builder = self._codegen._function_pass_manager()
+        for function in module.functions:
+            if not function.is_declaration:
+                passes.run(function, builder)
+        if self._is_whole:
+            self._final_module.link_in(module)
+        else:
+            self._final_module, self._is_whole = module, True
+
     def finalize(self):
         self._finalized = True
         self.number = next(_numbers)  # parts are made after those that they call
@@ -139,6 +162,7 @@ class _PartLower(Undebugged, Lower):
 
     def setup_function(self, fndesc):
         self.function = _declared(self.context, self.module, fndesc)
+        self.function.linkage = "linkonce_odr"  # as it is linked: without it, Numba changes a copy
         self.entry_block = self.function.append_basic_block("entry")
         self.builder = ir.IRBuilder(self.entry_block)
         self.call_helper = self.call_conv.init_call_helper(self.builder)
@@ -174,37 +198,39 @@ class _PartLowering(NativeLowering):
 
 
 class OwnCompiler(Compiler):
-    """Numba's compiler with another pass, or none, in place of some of its own."""
-
-    instead_of: ClassVar[dict[type, type | None]] = {}
+    """Numba's compiler with the context of `_remembering`."""
 
     def __init__(self, typing_context, *args, **kwargs):
         super().__init__(_remembering(typing_context), *args, **kwargs)
 
-    def define_pipelines(self):
-        (pipeline,) = super().define_pipelines()
-        passes = [(self.instead_of.get(own, own), text) for own, text in pipeline.passes]
-        pipeline.passes = [(own, text) for own, text in passes if own is not None]
-        pipeline.finalize()
-        return [pipeline]
-
 
 class _PartCompiler(OwnCompiler):
-    # Parts have no closures, array expressions, inlined overloads or illegal statements: a first call is a tenth
-    # shorter.
-    instead_of: ClassVar = {
-        NativeLowering: _PartLowering,
-        NopythonRewrites: None,
-        InlineOverloads: None,
-        InlineClosureLikes: None,
-        InlineInlinables: None,
-        IRLegalization: None,
-    }
+    # Half of Numba's: a part has no closures, array expressions, inlined overloads, literals to unroll, with blocks or
+    # illegal statements (a first call is an eighth shorter).
+    passes = (
+        TranslateByteCode,
+        FixupArgs,
+        RewriteSemanticConstants,
+        DeadBranchPrune,
+        GenericRewrites,
+        ReconstructSSA,
+        NopythonTypeInference,
+        PreLowerStripPhis,
+        _PartLowering,
+        NoPythonBackend,
+    )
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         flags = self.state.flags
         flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+
+    def define_pipelines(self):
+        pipeline = PassManager("part")
+        for own in self.passes:
+            pipeline.add_pass(own, own._name)
+        pipeline.finalize()
+        return [pipeline]
 
 
 inline = njit(error_model="numpy", forceinline=True, pipeline_class=_PartCompiler)
