@@ -39,6 +39,7 @@ from nbloss.cpu.per_row import (
     row_facts,
     row_labels,
     row_weights,
+    rows_of,
 )
 from nbloss.cpu.simd import (
     as_line,
@@ -165,12 +166,8 @@ def groups(operands, mode, unit, like, scratch):
     """`per_unit` rows: writes what is asked for, and returns the sum of their losses."""
     x, out, loss = operands.x, operands.out, operands.loss
     kind, form, uniform = mode.kind, mode.form, mode.uniform
-    memory, per_unit = scratch.memory, scratch.per_unit
-    classes, step = x.shape[1], lanes(like)
-    per_plane = (x.shape[2] + per_unit - 1) // per_unit
-    i = unit // per_plane
-    start = (unit - i * per_plane) * per_unit
-    stop = min(start + per_unit, x.shape[2])
+    memory, classes, step = scratch.memory, x.shape[1], lanes(like)
+    i, start, stop = rows_of(unit, x.shape[2], scratch.per_unit)
     exps = FOLDED + (2 * step + 2) * step
     lead = (classes + step - 1) // step * step
     ahead = 2 * step * (x.strides[2] // x.itemsize)

@@ -8,6 +8,15 @@ from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, add_gap, row_loss, target
 
 
 @inline
+def rows_of(unit, rows, per_unit):
+    """(i, start, stop): a unit is `per_unit` of the `rows` rows of plane i, or those that are left of it."""
+    per_plane = (rows + per_unit - 1) // per_unit
+    i = unit // per_plane
+    start = (unit - i * per_plane) * per_unit
+    return i, start, min(start + per_unit, rows)
+
+
+@inline
 def row_labels(operands, mode, scratch, i, k, count, like):
     """The labels of a vector of rows; lanes from `count` on hold anything."""
     if mode.kind != CLASS_INDEX:

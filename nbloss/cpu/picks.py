@@ -3,7 +3,7 @@
 import numpy as np
 
 from nbloss.cpu.labels import OUTSIDE, labelled, without_class
-from nbloss.cpu.per_row import add_losses, row_factors, row_labels, row_weights
+from nbloss.cpu.per_row import add_losses, row_factors, row_labels, row_weights, rows_of
 from nbloss.cpu.results import clear_row
 from nbloss.cpu.simd import broadcast, gather_classes, inline, lanes, plane_of, scatter_classes, total, where
 from nbloss.cpu.targets import add_gap
@@ -15,11 +15,8 @@ def picks(operands, mode, unit, like, scratch):
     """`per_unit` rows of the negative log-likelihood; of the gradient, zeros where the classes lie side by side, and
     else into an array of them, the one entry of each row that is not 0.
     """
-    rows, per_unit, step = operands.x.shape[2], scratch.per_unit, lanes(like)
-    per_plane = (rows + per_unit - 1) // per_unit
-    i = unit // per_plane
-    start = (unit - i * per_plane) * per_unit
-    stop = min(start + per_unit, rows)
+    step = lanes(like)
+    i, start, stop = rows_of(unit, operands.x.shape[2], scratch.per_unit)
     zero = broadcast(0.0, like)
     value_sum = broadcast(0.0, np.float64(0.0))
     for k in range(start, stop, step):

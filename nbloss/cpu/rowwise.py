@@ -138,9 +138,8 @@ def prepare(
     side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
     if normalized:
-        writes = form == GRADIENT
-        per_unit = step if writes else PICKED * step
-        a_row = classes if writes else LINE // x.itemsize  # all of it is written, or a line of memory read
+        # All of a row is written, or a line of memory read.
+        per_unit, a_row = (step, classes) if form == GRADIENT else (PICKED * step, LINE // x.itemsize)
         kernel, units, unit_elements = PICKS, outer * -(-inner // per_unit), min(per_unit, inner) * a_row
     elif along:
         per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))

@@ -12,7 +12,7 @@ import numpy as np
 from nbloss.cpu.columns import add_to, column_of, facts_of, finish_classes, no_sums, parts_of, sum_classes
 from nbloss.cpu.given import Operands
 from nbloss.cpu.labels import IGNORED, load_labels
-from nbloss.cpu.per_row import add_losses, nan_if_infinite, row_labels
+from nbloss.cpu.per_row import add_losses, nan_if_infinite, row_labels, rows_of
 from nbloss.cpu.rows import LOWEST_32, LOWEST_64, MARGIN
 from nbloss.cpu.simd import (
     any_lane,
@@ -88,10 +88,8 @@ def _together(a, b):
 def _place_of(operands, unit, scratch, like):
     """(i, start, stop, at): a unit is the lanes from `start` to `stop` of lines in row i; it is kept from `at` on."""
     lead, width = scratch.breadth * lanes(like), operands.x.shape[2] * scratch.fold
-    per_plane = (width + lead - 1) // lead
-    i = unit // per_plane
-    start = (unit - i * per_plane) * lead
-    return i, start, min(start + lead, width), (unit - scratch.first) * scratch.pieces * lead * KEPT
+    i, start, stop = rows_of(unit, width, lead)
+    return i, start, stop, (unit - scratch.first) * scratch.pieces * lead * KEPT
 
 
 @inline
