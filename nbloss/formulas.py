@@ -5,8 +5,8 @@ in the tests), the CPU's vectors and the GPU's scalars: a backend calls `bind` t
 own ``exp``, ``log1p``, ``where``, … and its own typed constants.
 
 Pointwise losses are functions ``(x, t, pos_weight) -> (value, gradient, outside)``; ``outside`` is true where
-the input lies outside the loss's domain: a kernel makes that gradient 0, whatever it is multiplied by. A compiler
-drops whatever a kernel does not use.
+the input lies outside the loss's domain: a kernel makes that loss NaN and that gradient 0, whatever they are
+multiplied by. A compiler drops whatever a kernel does not use.
 
 Row-wise losses start from two numbers a row, its maximum m and
 
@@ -23,7 +23,7 @@ from numpy import exp, log1p, maximum, where
 from numpy import log as log_unit  # for arguments in [0, 1]; at 0 anything below LOG_FLOOR will do
 from numpy import log1p as log1p_unit  # for arguments in [0, 1], where a backend may have a shorter one
 
-ZERO, ONE, TWO, NAN = 0.0, 1.0, 2.0, float("nan")
+ZERO, ONE, TWO = 0.0, 1.0, 2.0
 LOG_FLOOR = -100.0  # torch clamps each logarithm of binary_cross_entropy here
 VARIANCE_FLOOR = 1e-12  # torch's lower bound of p (1 - p) in its gradient
 
@@ -112,7 +112,7 @@ def binary_cross_entropy(p, t, pos_weight):
     outside = small < ZERO
     value = fma(-mass, maximum(LOG_FLOOR, log_unit(small)), (mass - ONE) * log_complement(small))
     gradient = (p - t) / maximum(VARIANCE_FLOOR, p * rest)
-    return where(outside, NAN, value), gradient, outside
+    return value, gradient, outside
 
 
 def mse_loss(x, t, pos_weight):

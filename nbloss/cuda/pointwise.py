@@ -1,5 +1,7 @@
 """The pointwise kernel: one text for all losses, each a formula of nbloss.formulas."""
 
+import math
+
 import numpy as np
 from numba import cuda
 
@@ -37,7 +39,7 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
     stored, target_stored, real = STORED[code], STORED[target_code], REAL[code]
     f = Functions(code)
     formula = f.bound(formulas.POINTWISE[name])
-    dtype, nothing, one = f.type, real(0), real(1)
+    dtype, nothing, one, nan = f.type, real(0), real(1), real(math.nan)
     lanes = VECTOR_BYTES // stored.itemsize
     value_wanted, gradient_wanted = bool(want & WANT_VALUE), bool(want & WANT_GRADIENT)
     weighted, positive = "weight" in given, "pos_weight" in given
@@ -129,7 +131,7 @@ def pointwise(name, code, target_code, want, given, flat, threads, warp):
                 value, slope, outside = formula(xs[k], ts[k], ps[k] if positive else one)
                 bad = bad or (outside and k < count)
                 if value_wanted:
-                    ts[k] = value * ws[k] if weighted else value
+                    ts[k] = nan if outside else value * ws[k] if weighted else value
                 if gradient_wanted:
                     share = scale * us[k] if upstream else scale
                     xs[k] = nothing if outside else slope * (ws[k] * share if weighted else share)
