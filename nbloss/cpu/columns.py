@@ -71,7 +71,7 @@ def _exp_of_class(tile, place, scale, form, beside, like):
 
 
 @inline
-def _next_vector(ahead, left, breadth, next_class, like):
+def next_vector(ahead, left, breadth, next_class, like):
     """Where the vector after the one at `ahead` is, in the next class if none is `left`, and how many are left."""
     left -= 1
     ahead += lanes(like) if left else next_class
@@ -103,7 +103,7 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
                 prefetch(x[i, 0], ahead, like)
-                ahead, left = _next_vector(ahead, left, breadth, next_class, like)
+                ahead, left = next_vector(ahead, left, breadth, next_class, like)
                 left_out = labelled(labels, j)
                 x_t = where(left_out, v, x_t)
                 rest_block = where(left_out, rest_block, rest_block + e)
@@ -111,7 +111,7 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
                 prefetch(x[i, 0], ahead, like)
-                ahead, left = _next_vector(ahead, left, breadth, next_class, like)
+                ahead, left = next_vector(ahead, left, breadth, next_class, like)
                 left_out = v == m
                 ties_block = where(left_out, ties_block + 1.0, ties_block)
                 rest_block = where(left_out, rest_block, rest_block + e)
@@ -121,7 +121,7 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
                 prefetch(x[i, 0], ahead, like)
                 if kind == PROBABILITIES:
                     prefetch_far(q[i, 0], ahead, like)
-                ahead, left = _next_vector(ahead, left, breadth, next_class, like)
+                ahead, left = next_vector(ahead, left, breadth, next_class, like)
                 if kind == CLASS_INDEX:
                     left_out = labelled(labels, j)
                     x_t = where(left_out, v, x_t)

@@ -153,7 +153,7 @@ def prepare(
         groups = -(-whole // (step * WIDEST_STREAM)) if side_by_side else whole // step
         breadth = -(-whole // (step * groups))
         per_unit, lead = max(SPAN // breadth, LEAST), breadth * step
-        room = per_unit * lead + step
+        room = (per_unit * (breadth | 1) + 1) * step
         kernel, units, unit_elements = STREAMS, outer * groups, classes // fold * min(lead, whole)
         cuts = max(1, min(-(-PIECES // units), unit_elements // PIECE))
     else:
