@@ -99,17 +99,17 @@ def test_planes_past_the_caches(rng, monkeypatch, inner):
 @pytest.mark.parametrize("mapped", [True, False])
 def test_new_memory(rng, monkeypatch, mapped):
     """What a call allocates is written past the caches unless it is new; what it is given, always."""
-    from nbloss.cpu import auxiliary, pointwise, results, rowwise_driver
+    from nbloss.cpu import auxiliary, pointwise_driver, results, rowwise_driver
 
     x, t = rng.standard_normal((2, 600)).astype(np.float32), rng.random(1200).astype(np.float32)
     calls = (nbloss.cross_entropy, (x, [3, 400])), (nbloss.mse_loss, (x.ravel(), t))
     near = [loss.value_and_grad(*arguments) for loss, arguments in calls]
     past, fetched = [], []
-    for module in (pointwise, results):
+    for module in (pointwise_driver, results):
         stream = module.stream
         monkeypatch.setattr(module, "stream", lambda *store, stream=stream: past.append(stream(*store)))
-    monkeypatch.setattr(pointwise, "prefetch_far", lambda a, i, like: fetched.append(i))
-    for module in (pointwise, rowwise_driver):
+    monkeypatch.setattr(pointwise_driver, "prefetch_far", lambda a, i, like: fetched.append(i))
+    for module in (pointwise_driver, rowwise_driver):
         monkeypatch.setattr(module, "is_mapped", lambda a: mapped)
     for large in (1 << 40, 0):
         monkeypatch.setattr(auxiliary, "LARGE", large)

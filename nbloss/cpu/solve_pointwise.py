@@ -13,7 +13,7 @@ from nbloss.cpu import auxiliary
 from nbloss.cpu import pointwise as kernels
 from nbloss.cpu.auxiliary import UNITS, Plan, past_caches, reduced, stored
 from nbloss.cpu.launch import PARALLEL, Launch
-from nbloss.cpu.pointwise import AHEAD
+from nbloss.cpu.pointwise_driver import AHEAD
 from nbloss.errors import refuse_probabilities
 from nbloss.output import empty_like
 from nbloss.problem import (
