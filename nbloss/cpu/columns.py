@@ -71,6 +71,12 @@ def _exp_of_class(tile, place, scale, form, beside, like):
 
 
 @inline
+def to_next_class(x, breadth, like):
+    """From the last of `breadth` vectors of a class to the first one of the next."""
+    return x.strides[1] // x.itemsize - (breadth - 1) * lanes(like)
+
+
+@inline
 def next_vector(ahead, left, breadth, next_class, like):
     """Where the vector after the one at `ahead` is, in the next class if none is `left`, and how many are left."""
     left -= 1
@@ -91,7 +97,7 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
     x, q, weight = operands.x, operands.q, operands.weight
     kind, form, uniform = mode.kind, mode.form, mode.uniform
     ahead, left = fetched
-    next_class = x.strides[1] // x.itemsize - (breadth - 1) * lanes(like)
+    next_class = to_next_class(x, breadth, like)
     # Sums leave out the target, or else all classes that attain the maximum.
     rest, gap, mass, ties, x_t = parts_of(sums)
     zero = broadcast(0.0, like)

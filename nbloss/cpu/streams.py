@@ -22,6 +22,7 @@ from nbloss.cpu.columns import (
     no_sums,
     parts_of,
     sum_classes,
+    to_next_class,
 )
 from nbloss.cpu.given import Operands
 from nbloss.cpu.labels import IGNORED, load_labels
@@ -141,8 +142,8 @@ def _lines_labelled(operands, mode, scratch, i, k, count, first, end, fold, like
 @inline
 def _next_block(x, end, start, stop, like):
     """For `next_vector`: the first place of the block from line `end` on, vectors to a line, the way to the next."""
-    next_line, breadth = x.strides[1] // x.itemsize, (stop - start + lanes(like) - 1) // lanes(like)
-    return start + end * next_line, breadth, next_line - (breadth - 1) * lanes(like)
+    breadth = (stop - start + lanes(like) - 1) // lanes(like)
+    return start + end * (x.strides[1] // x.itemsize), breadth, to_next_class(x, breadth, like)
 
 
 @inline
