@@ -14,7 +14,7 @@ from numba.cuda import dispatcher, types
 
 from nbloss import formulas
 from nbloss.cuda import choices, planes, pointwise, rows, rowwise, sums
-from nbloss.cuda.driver import unfused
+from nbloss.cuda.compile import own_way
 from nbloss.cuda.intrinsics import REAL, STORED, TYPE, VECTOR_BYTES
 from nbloss.cuda.labels import LABEL_CODE
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
@@ -125,7 +125,7 @@ def compiled(factory, options, signature, target, bounds=(0, 0)):
     """(PTX, what the assembler says of it) of a kernel."""
     # Device functions ask for the current device when they are compiled; there may be none.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target)
-    with unfused():
+    with own_way():
         ptx, _ = cuda.compile_ptx(
             factory(*options), types.void(*signature), cc=target, launch_bounds=bounds if bounds[1] else None
         )

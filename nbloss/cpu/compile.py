@@ -10,7 +10,6 @@ miss.
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import os
 import pickle
@@ -35,6 +34,7 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
+from nbloss.compilation import garbage_waits
 from nbloss.cpu.assembly import kernel_compiler
 
 _lock = threading.RLock()
@@ -103,14 +103,8 @@ class Kernel:
         dispatcher = njit(**options, pipeline_class=kernel_compiler(parallel, self._few_passes))(self._driver)
         cached = cache_folder() is not None
         dispatcher._cache = _DiskCache(f"{self.name} {options} {argument_types}") if cached else NullCache()
-        collecting = gc.isenabled()
-        gc.disable()  # the compiler's many objects make it an eighth of the time
-        try:
-            with _interrupts_wait():
-                dispatcher.compile(tuple(argument_types))
-        finally:
-            if collecting:
-                gc.enable()
+        with _interrupts_wait(), garbage_waits():
+            dispatcher.compile(tuple(argument_types))
         dispatcher.disable_compile()
         return dispatcher
 

@@ -10,10 +10,7 @@ that it gives back own nothing), is called with arrays and tuples as they are, d
 nothing. With all this, a kernel had 1.7 times as much text, and a first call took 1.15 times as long.
 """
 
-from copy import copy
-from functools import cache
 from itertools import count
-from types import BuiltinFunctionType
 
 import llvmlite.ir as ir
 from numba import njit
@@ -40,6 +37,8 @@ from numba.core.untyped_passes import (
     TranslateByteCode,
 )
 
+from nbloss.compilation import remembering
+
 _numbers = count(1)
 
 
@@ -64,32 +63,6 @@ class PartLibrary(JITCodeLibrary):
     def finalize(self):
         self._finalized = True
         self.number = next(_numbers)  # parts are made after those that they call
-
-
-@cache
-def _remembering(context):
-    """Numba's typing context, but that it looks up once what an operator or a primitive gives for given types.
-
-    Numba tries up to seventy templates for an operator, and asks for a primitive again in each round of a function's
-    types: a first call took 1.05 times as long for operators, 1.1 times for primitives.
-    """
-    known = {}
-
-    def resolve(function, args, kws):
-        if isinstance(function, types.Function) and not kws:
-            key = function, args
-        elif (function is bool or isinstance(function, BuiltinFunctionType)) and not kws:
-            # Numba's type of the function is another object once another template is registered.
-            key = function, context._lookup_global(function), args
-        else:
-            return context.resolve_function_type(function, args, kws)
-        if key not in known:
-            known[key] = context.resolve_function_type(function, args, kws)
-        return known[key]
-
-    own = copy(context)  # shares all that it knows
-    own.resolve_function_type = resolve
-    return own
 
 
 class _PartCalls(CPUCallConv):
@@ -198,10 +171,10 @@ class _PartLowering(NativeLowering):
 
 
 class OwnCompiler(Compiler):
-    """Numba's compiler with the context of `_remembering`."""
+    """Numba's compiler with the context of `remembering`."""
 
     def __init__(self, typing_context, *args, **kwargs):
-        super().__init__(_remembering(typing_context), *args, **kwargs)
+        super().__init__(remembering(typing_context), *args, **kwargs)
 
 
 class _PartCompiler(OwnCompiler):

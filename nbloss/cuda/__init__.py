@@ -4,7 +4,8 @@ plans       calls on device arrays, and how one that is like an earlier call is 
 solve       a problem to kernel launches, by solve_pointwise or solve_rowwise, and what they share, auxiliary;
             choices: which shape of kernel takes rows of so many classes, and what other kernels take
 device      a device and a stream, and how users' arrays arrive; arrays: device memory as views, and as results
-driver      CUDA itself, through cuda.core and Numba; simulator: the same functions over memory of the host
+driver      CUDA itself, through cuda.core and Numba; simulator: the same functions over memory of the host; compile:
+            how Numba compiles kernels
 pointwise   the kernel of pointwise losses
 rowwise     what the kernels of rows have in common: rows (several threads a row; vectors: how they read and write it
             in registers; staged: in shared memory) and planes (a row a thread); and picks (the target's entry alone)

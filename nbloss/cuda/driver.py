@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import struct
 import sys
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -20,18 +19,10 @@ from cuda.bindings import driver
 from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, Stream
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
-from numba.cuda.cudadrv import nvvm
 
 from nbloss.cuda.arrays import DLPACK_CUDA, Layout, parameters
+from nbloss.cuda.compile import own_way
 from nbloss.problem import bfloat16
-
-if not hasattr(np, "row_stack"):
-    # NumPy 2.5 has no row_stack; numba-cuda 0.30 asks for it where it imports this, which it does with a first kernel.
-    np.row_stack = np.vstack  # noqa: NPY201
-    try:
-        importlib.import_module("numba.cuda.np.arrayobj")
-    finally:
-        del np.row_stack  # noqa: NPY201
 
 DLPACK_BFLOAT16 = 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
@@ -166,27 +157,6 @@ def clear(address: int, size: int, number: int, stream: int) -> None:
 
 
 _loaded: dict[tuple[Any, int], tuple[Any, struct.Struct]] = {}
-_compiling = threading.Lock()
-
-
-@contextlib.contextmanager
-def unfused() -> Iterator[None]:
-    """Have kernels compiled that round each product before it is added to something, but where they call `fma`.
-
-    NVVM fuses what it likes, and Numba has no option to tell it not to: a loss would have other bits where its gradient
-    is computed too, and u w - w u need not be 0. What other threads compile meanwhile is left alone.
-    """
-    with _compiling:
-        compile_ir, thread = nvvm.compile_ir, threading.get_ident()
-
-        def unfused_here(ir: Any, **options: Any) -> Any:
-            return compile_ir(ir, **({"fma": 0, **options} if threading.get_ident() == thread else options))
-
-        nvvm.compile_ir = unfused_here
-        try:
-            yield
-        finally:
-            nvvm.compile_ir = compile_ir
 
 
 def _load(kernel: Any, number: int, arguments: tuple[Any, ...], shared: int) -> tuple[Any, struct.Struct]:
@@ -194,7 +164,7 @@ def _load(kernel: Any, number: int, arguments: tuple[Any, ...], shared: int) -> 
 
     One that asks for `shared` memory at its launch may have as much as there is.
     """
-    with on(number), unfused():
+    with on(number), own_way():
         (compiled,) = kernel.specialize(*arguments).overloads.values()
         handle = int(compiled.library.get_cufunc().handle)
         if shared:
