@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import reference
 import scipy.special
-from conftest import CUDA, SIMULATED, close
+from conftest import CUDA, SIMULATED, close, few
 
 import nbloss
 from nbloss.cuda import choices, device
-from nbloss.cuda.arrays import DeviceArray
+from nbloss.cuda.arrays import DeviceArray, call_bfloat16
 from nbloss.cuda.device import Home
 
 pytestmark = pytest.mark.skipif(not CUDA, reason="needs NUMBA_ENABLE_CUDASIM=1, or a GPU and NBLOSS_TEST_CUDA=1")
@@ -431,13 +431,11 @@ def test_empty_arrays_with_numbers_of_the_host():
 def test_bfloat16_is_exported_as_such(rng):
     """The capsule of another dtype's export, renamed: with the memory of the host, which needs no device."""
     utils = pytest.importorskip("cuda.core.utils")
-    from nbloss.cuda import driver
-
     bits = rng.integers(0, 2**15, (3, 4)).astype(np.uint16)
     for version in (None, (1, 0)):
         view = utils.StridedMemoryView.from_dlpack(bits, stream_ptr=-1)
         capsule = view.__dlpack__(max_version=version)
-        driver.call_bfloat16(capsule)
+        call_bfloat16(capsule)
 
         class Exporter:
             def __dlpack__(self, capsule=capsule, **_):
@@ -519,16 +517,16 @@ def test_alignment_changes_no_bit(rng, monkeypatch, forced, dtype):
     lanes = 16 // np.dtype(dtype).itemsize
     monkeypatch.setattr(choices, "forced", forced)
     for classes in (3, 37, 80, 150, 300) if SIMULATED else (3, 37, 80, 300, 9000, 20_000, 50_257, 140_000):
-        even = -(-classes // lanes) * lanes
-        x = np.full((6, even), -np.inf)
-        x[:, :classes] = rng.standard_normal((6, classes)) * 3
-        labels = rng.integers(0, classes, 6)
+        even, rows = -(-classes // lanes) * lanes, few(6, 3)
+        x = np.full((rows, even), -np.inf)
+        x[:, :classes] = rng.standard_normal((rows, classes)) * 3
+        labels = rng.integers(0, classes, rows)
         x = x.astype(dtype)
         loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, reduction="none")
         alone = nbloss.cross_entropy(x, labels, reduction="none")
         for offset in range(lanes + 1):
-            line = np.zeros(offset + 6 * (even + 1), dtype)
-            moved = line[offset:].reshape(6, even + 1)[:, :even]
+            line = np.zeros(offset + rows * (even + 1), dtype)
+            moved = line[offset:].reshape(rows, even + 1)[:, :even]
             moved[:] = x
             values, got = nbloss.cross_entropy.value_and_grad(moved, labels, reduction="none")
             np.testing.assert_array_equal(values, loss)

@@ -98,7 +98,8 @@ def test_cross_entropy_of_every_dtype(backend, rng, dtype, kind, shape, axis):
 @pytest.mark.parametrize(("shape", "axis"), ROW_SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nll_loss(backend, rng, shape, axis, dtype):
-    for reduction, weighted in itertools.product(("mean", "sum", "none"), (False, True)):
+    options = list(itertools.product(("mean", "sum", "none"), (False, True)))
+    for reduction, weighted in options[:: 5 if SIMULATED else 1]:
         x, target, grad_output = row_case(rng, shape, axis, dtype, "index", reduction)
         options = {"axis": axis, "reduction": reduction}
         if weighted:
@@ -116,7 +117,8 @@ POINTWISE = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_lo
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", POINTWISE)
 def test_pointwise(backend, rng, name, dtype, shape):
-    for reduction, weight_shape in itertools.product(("mean", "sum", "none"), (None, shape, shape[-1:], ())):
+    options = list(itertools.product(("mean", "sum", "none"), (None, shape, shape[-1:], ())))
+    for reduction, weight_shape in options[:: 5 if SIMULATED else 1]:
         x = np.asarray(rng.uniform(0.05, 0.95, shape) if name == "binary_cross_entropy" else rng.normal(0, 3, shape))
         x, target = x.astype(dtype), np.asarray(rng.random(shape)).astype(dtype)
         grad_output = rng.standard_normal(shape) if reduction == "none" else 2.5
@@ -173,7 +175,7 @@ def test_targets_and_weights_of_other_dtypes(rng, dtype, kind, shape):
     """They count as if they had been converted to what is computed in, whatever their layout."""
     x = rng.normal(0, 3, shape).astype(dtype)
     computed = np.result_type(dtype, "f4")
-    for order in (1, 2, -1):
+    for order in (1, -2) if SIMULATED else (1, 2, -1):
         wide = (2, *shape[:-1], shape[-1] * abs(order))
         given = (rng.random(wide) * np.reshape([1.9, 5], (2, *[1] * len(shape)))).astype(kind)
         if np.dtype(kind).kind in "iu":

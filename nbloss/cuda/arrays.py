@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nbloss.cuda.device import Home
 
 DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+DLPACK_BFLOAT16 = 4
 
 
 class Layout(NamedTuple):
@@ -243,3 +244,16 @@ class DeviceArray:
 
     def __repr__(self) -> str:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+def call_bfloat16(capsule: object) -> None:
+    """Let a DLPack capsule of 16-bit integers say bfloat16, which cuda.core does not export (dlpack.h, version 1.0)."""
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    name = api.PyCapsule_GetName(capsule)
+    # A versioned capsule has version, context, deleter and flags before its DLTensor: 4 times 8 bytes. In there, data
+    # (8), device (8) and the number of axes (4) come before the code of the dtype.
+    tensor = api.PyCapsule_GetPointer(capsule, name) + (32 if name == b"dltensor_versioned" else 0)
+    ctypes.c_uint8.from_address(tensor + 20).value = DLPACK_BFLOAT16

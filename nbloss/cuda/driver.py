@@ -5,7 +5,6 @@ this module imports CUDA's packages.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import struct
 import sys
 import threading
@@ -20,11 +19,9 @@ from cuda.core import LEGACY_DEFAULT_STREAM, Buffer, Device, Stream
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
-from nbloss.cuda.arrays import DLPACK_CUDA, Layout, parameters
-from nbloss.cuda.compile import own_way
+from nbloss.cuda.arrays import DLPACK_CUDA, Layout, call_bfloat16, parameters
 from nbloss.problem import bfloat16
 
-DLPACK_BFLOAT16 = 4
 LEGACY_STREAM = 1  # what the legacy default stream, 0, is called in DLPack
 TENSOR_DTYPES = {"float16", "float32", "float64", "bool"} | {f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}
 CURRENT = contextlib.nullcontext()
@@ -164,6 +161,8 @@ def _load(kernel: Any, number: int, arguments: tuple[Any, ...], shared: int) -> 
 
     One that asks for `shared` memory at its launch may have as much as there is.
     """
+    from nbloss.cuda.compile import own_way  # not above: there is no compiler where the simulator is tested
+
     with on(number), own_way():
         (compiled,) = kernel.specialize(*arguments).overloads.values()
         handle = int(compiled.library.get_cufunc().handle)
@@ -305,16 +304,3 @@ def dlpack(
     if bfloat16:
         call_bfloat16(capsule)
     return capsule
-
-
-def call_bfloat16(capsule: object) -> None:
-    """Let a DLPack capsule of 16-bit integers say bfloat16, which cuda.core does not export (dlpack.h, version 1.0)."""
-    api = ctypes.pythonapi
-    api.PyCapsule_GetName.restype, api.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    name = api.PyCapsule_GetName(capsule)
-    # A versioned capsule has version, context, deleter and flags before its DLTensor: 4 times 8 bytes. In there, data
-    # (8), device (8) and the number of axes (4) come before the code of the dtype.
-    tensor = api.PyCapsule_GetPointer(capsule, name) + (32 if name == b"dltensor_versioned" else 0)
-    ctypes.c_uint8.from_address(tensor + 20).value = DLPACK_BFLOAT16
