@@ -1,6 +1,7 @@
 """Every kind of CUDA kernel, compiled for two kinds of devices and held to what makes it fast. No GPU is needed."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import SIMULATED
@@ -12,8 +13,10 @@ if importlib.util.find_spec("numba_cuda") is None or importlib.util.find_spec("c
 
 import codegen
 import numpy as np
+from numba import cuda
 
 from nbloss.cuda import choices
+from nbloss.cuda.compile import own_way
 from nbloss.cuda.intrinsics import store
 from nbloss.problem import GRADIENT, LOSS_ONLY
 
@@ -82,6 +85,16 @@ def test_products_are_rounded_before_they_are_added():
     assert "mul.rn.f32" in ptx
     assert "add.rn.f32" in ptx
     assert "fma" not in ptx.partition(".entry")[2]
+
+
+def test_what_other_threads_compile_is_left_alone():
+    def kernel(a, x):
+        x[0] = a * x[1] + x[2]
+
+    signature = codegen.types.void(codegen.types.float32, codegen.types.float32[::1])
+    with own_way(), ThreadPoolExecutor(1) as pool:
+        ptx, _ = pool.submit(cuda.compile_ptx, kernel, signature, cc=(9, 0)).result()
+    assert "fma.rn.f32" in ptx
 
 
 # What an H100 can issue, 132 multiprocessors x 128 lanes x 1.7 GHz, over the values that 3.0 TB/s bring, an element
