@@ -217,16 +217,12 @@ def test_the_cache_is_used_and_heals(tmp_path):
     one, two = kernels(tmp_path)
     whole = one.read_bytes(), two.read_bytes()
     for damage in (
-        lambda: one.write_bytes(whole[0][:1000]),
-        lambda: one.write_bytes(b""),
-        lambda: one.unlink(),
-        lambda: one.write_bytes(whole[0][:-1] + bytes([whole[0][-1] ^ 1])),
+        lambda: (one.write_bytes(whole[0][:1000]), two.write_bytes(b"")),
+        lambda: (one.unlink(), two.write_bytes(whole[1][:-1] + bytes([whole[1][-1] ^ 1]))),
         lambda: (one.write_bytes(whole[1]), two.write_bytes(whole[0])),
     ):
         damage()
-        found, compiled = run(hits, NUMBA_CACHE_DIR=tmp_path).rsplit(" ", 1)
-        assert found == "4.0 2.0"
-        assert int(compiled) >= 1
+        assert run(hits, NUMBA_CACHE_DIR=tmp_path) == "4.0 2.0 2"
         assert run(hits, NUMBA_CACHE_DIR=tmp_path) == "4.0 2.0 0"
 
 
