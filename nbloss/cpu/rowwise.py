@@ -20,11 +20,11 @@ from nbloss.cpu.rowwise_driver import driver_of
 from nbloss.cpu.scanning import pieces_of
 from nbloss.cpu.simd import HAS_AVX512, LINE, VECTOR_BYTES
 from nbloss.cpu.streams import KEPT, conclude, sum_piece, write_piece
-from nbloss.cpu.targets import CLASS_INDEX
+from nbloss.cpu.targets import CLASS_INDEX, PROBABILITIES
 from nbloss.cpu.tiles import FACTS, tiles
 from nbloss.cpu.unwritten import SHORT, room_of
 from nbloss.layout import are_side_by_side
-from nbloss.problem import GRADIENT, Array
+from nbloss.problem import GRADIENT, LOSS_ONLY, Array
 
 # Rows that lie side by side share a tile of vectors of rows: as wide as TILE_BYTES allow, up to WIDEST vectors, for
 # long lines suit memory. More bytes, malloc would ask the operating system for each time. Of many classes, it is USUAL
@@ -34,8 +34,11 @@ WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT = 16, (1 << 17) - 1, 8, 8
 # Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed: units as wide as lines are,
 # or WIDEST_STREAM vectors (512 rows of 32000: 0.8 of the time of half of that), SPAN vectors or LEAST lines to a block.
 # Tiles took 4 times as long for 512 rows of 32000, and 30 for 8 rows of 1000000; of 3000 classes, gradients are faster
-# in tiles. Few rows of FOLDED_FROM classes or more are folded into vectors, and streamed (a row of 1000 in reverse: 0.3
-# of the time of a tile). Units are cut into pieces of a PIECE of elements or more, for there to be PIECES of them.
+# in tiles. Values of rows side by side are streamed from a quarter of TALLEST on (2000 classes of 500 rows: 0.78 of the
+# time, with class probabilities 0.22; of 600 classes 1.2), and so are gradients of class probabilities in long lines
+# (0.6; in lines of 64 rows 1.2), but not in half precision (1.05 to 1.7). Few rows of FOLDED_FROM classes or more are
+# folded into vectors, and streamed (a row of 1000 in reverse: 0.3 of the time of a tile). Units are cut into pieces of
+# a PIECE of elements or more, for there to be PIECES of them.
 TALLEST, WIDEST_STREAM, SPAN, LEAST = 1 << 18, 32, 256, 16
 FOLDED_FROM, PIECE, PIECES = 400, 1 << 16, 32
 # Other rows go through a tile of one vector. A unit is LINED_UP of them, or SHARED where other rows lie between, which
@@ -137,6 +140,8 @@ def prepare(
     cuts = 1
     side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
+    reads = form == LOSS_ONLY or (kind == PROBABILITIES and whole >= WIDEST * step)
+    tallest = TALLEST // 4 if reads and side_by_side and x.itemsize > 2 else TALLEST
     if normalized:
         # All of a row is written, or a line of memory read.
         per_unit, a_row = (step, classes) if form == GRADIENT else (PICKED * step, LINE // x.itemsize)
@@ -149,7 +154,7 @@ def prepare(
         per_unit = max(GROUPED // (classes * step), 1) * step
         room = FOLDED + (3 * step + 2 + classes) * step
         kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)
-    elif classes * VECTOR_BYTES > TALLEST or fold > 1:
+    elif classes * VECTOR_BYTES > tallest or fold > 1:
         groups = -(-whole // (step * WIDEST_STREAM)) if side_by_side else whole // step
         breadth = -(-whole // (step * groups))
         per_unit, lead = max(SPAN // breadth, LEAST), breadth * step
