@@ -33,6 +33,11 @@ def few(n, most=12):
     return min(n, most) if SIMULATED else n
 
 
+def share(cases, k, of=5):
+    """All cases; where a device is simulated, every `of`-th from the k-th on, so that several tests share them."""
+    return cases[k % of :: of] if SIMULATED else cases
+
+
 def pytest_collection_modifyitems(config, items):
     """With CUDA, what is about the CPU alone is left out."""
     for item in items if CUDA else []:

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from conftest import CUDA, SIMULATED, close, few
+from conftest import CUDA, SIMULATED, close, few, share
 from scipy import special
 
 import nbloss
@@ -71,7 +71,7 @@ def row_case(rng, shape, axis, dtype, kind, reduction):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_cross_entropy(backend, rng, shape, axis, kind, dtype):
     options = list(itertools.product(("mean", "sum", "none"), (0.0, 0.3), (False, True)))
-    for reduction, smoothing, weighted in options[:: 5 if SIMULATED else 1]:
+    for reduction, smoothing, weighted in share(options, 0):
         x, target, grad_output = row_case(rng, shape, axis, dtype, kind, reduction)
         classes = shape[0 if len(shape) == 1 else axis]
         options = {"axis": axis, "reduction": reduction, "label_smoothing": smoothing}
@@ -99,7 +99,7 @@ def test_cross_entropy_of_every_dtype(backend, rng, dtype, kind, shape, axis):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nll_loss(backend, rng, shape, axis, dtype):
     options = list(itertools.product(("mean", "sum", "none"), (False, True)))
-    for reduction, weighted in options[:: 5 if SIMULATED else 1]:
+    for reduction, weighted in share(options, DTYPES.index(dtype), of=3):
         x, target, grad_output = row_case(rng, shape, axis, dtype, "index", reduction)
         options = {"axis": axis, "reduction": reduction}
         if weighted:
@@ -118,7 +118,7 @@ POINTWISE = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_lo
 @pytest.mark.parametrize("name", POINTWISE)
 def test_pointwise(backend, rng, name, dtype, shape):
     options = list(itertools.product(("mean", "sum", "none"), (None, shape, shape[-1:], ())))
-    for reduction, weight_shape in options[:: 5 if SIMULATED else 1]:
+    for reduction, weight_shape in share(options, DTYPES.index(dtype) + POINTWISE.index(name)):
         x = np.asarray(rng.uniform(0.05, 0.95, shape) if name == "binary_cross_entropy" else rng.normal(0, 3, shape))
         x, target = x.astype(dtype), np.asarray(rng.random(shape)).astype(dtype)
         grad_output = rng.standard_normal(shape) if reduction == "none" else 2.5

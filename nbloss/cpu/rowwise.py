@@ -140,8 +140,8 @@ def prepare(
     cuts = 1
     side_by_side = x.strides[3] == x.itemsize and inner > step
     whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
-    reads = form == LOSS_ONLY or (kind == PROBABILITIES and whole >= WIDEST * step)
-    tallest = TALLEST // 4 if reads and side_by_side and x.itemsize > 2 else TALLEST
+    soon = form == LOSS_ONLY or (kind == PROBABILITIES and whole >= WIDEST * step)
+    tallest = TALLEST // 4 if soon and side_by_side and x.itemsize > 2 else TALLEST
     if normalized:
         # All of a row is written, or a line of memory read.
         per_unit, a_row = (step, classes) if form == GRADIENT else (PICKED * step, LINE // x.itemsize)
