@@ -44,7 +44,7 @@ def vectors() -> str | None:
     return next((name for feature, name in known.items() if processor_has(feature)), None)
 
 
-def describe(device: str = "cpu") -> dict[str, object]:
+def describe(device: str) -> dict[str, object]:
     """What identifies the machine; its `slug` names the results file."""
     name = cpu_model()
     threads = peers.available_threads()
@@ -62,7 +62,7 @@ def describe(device: str = "cpu") -> dict[str, object]:
     }
 
 
-def versions(device: str = "cpu") -> dict[str, str]:
+def versions(device: str) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in DISTRIBUTIONS if device == "cpu" else DEVICE_DISTRIBUTIONS:
         try:

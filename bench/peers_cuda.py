@@ -307,14 +307,14 @@ def seconds(contestant: Contestant) -> tuple[float, bool]:
     return float(start.elapsed_time(stop)) / 1e3, late
 
 
-def ceiling(writes: bool, rounds: int = 15) -> float:
+def ceiling(writes: bool) -> float:
     """Bytes a second of a large device copy (read and written), or of reading: the better of a sum and a maximum."""
     import torch
 
     source = torch.randn(COPY_BYTES // 8, device="cuda")
     target = torch.empty_like(source) if writes else None
     runs = [source.sum, source.amax] if target is None else [lambda: target.copy_(source)]
-    best = min(seconds(Contestant(run))[0] for _ in range(rounds) for run in runs)
+    best = min(seconds(Contestant(run))[0] for _ in range(15) for run in runs)
     return float(source.nbytes * (2 if writes else 1) / best)
 
 

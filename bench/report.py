@@ -68,6 +68,8 @@ def times(ratio: float) -> str:
 
 
 def _table(head: list[str], lines: list[list[str]], left: int = 1) -> str:
+    if not lines:
+        return ""
     align = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, align, *lines])
 
@@ -99,7 +101,7 @@ def headline(results: Results, cases: list[Case]) -> str:
             cells.append(f"{_against_best_peer(rows)} ({time_of(own['best'])}{share})")
         if any(cells):
             lines.append([title_of(case), *cells])
-    return _table(["float32 where nothing else is said", *WORKS.values()], lines) if lines else ""
+    return _table(["float32 where nothing else is said", *WORKS.values()], lines)
 
 
 def full(results: Results) -> str:
@@ -125,7 +127,7 @@ def full(results: Results) -> str:
             ]
         )
     head = ["loss and shape", "work", "library", "best", "median", "GB/s", "of ceiling", "time ÷ nbloss's"]
-    return _table(head, lines, left=3) if lines else ""
+    return _table(head, lines, left=3)
 
 
 def overhead(results: Results) -> str:
@@ -141,9 +143,7 @@ def overhead(results: Results) -> str:
                 text += f"; {row['with_requirements']:.0f} MB with requirements"
             cells.setdefault(row["library"], {})[row["work"]] = text
     order = [name for name in LABELS if name in cells]
-    return (
-        _table(["", *columns], [[LABELS[n], *(cells[n].get(c, "") for c in columns)] for n in order]) if order else ""
-    )
+    return _table(["", *columns], [[LABELS[n], *(cells[n].get(c, "") for c in columns)] for n in order])
 
 
 def case_of(row: dict[str, Any]) -> Case:
@@ -211,7 +211,7 @@ def device_headline(results: Results) -> str:
         lines.append([*title, *speed, *(_ratio(rows[name]) if name in rows else "" for name in libraries[1:])])
     peers = [LABELS[name] for name in libraries[1:]]
     head = ["float32 where nothing else is said", "work", "ms", "TB/s", "of ceiling", *peers]
-    return _table(head, lines, left=2) if lines else ""
+    return _table(head, lines, left=2)
 
 
 def device_full(results: Results) -> str:
@@ -223,7 +223,7 @@ def device_full(results: Results) -> str:
         return f"{time_of(row['best'])}{_late(row)}, {row['share']:.0%}" if row else ""
 
     lines = [[*title, *(cell(rows.get(name)) for name in libraries)] for title, rows in found]
-    return _table(["loss and shape", "work", *(LABELS[name] for name in libraries)], lines, left=2) if lines else ""
+    return _table(["loss and shape", "work", *(LABELS[name] for name in libraries)], lines, left=2)
 
 
 def launches(results: Results) -> str:
@@ -234,7 +234,7 @@ def launches(results: Results) -> str:
             cells.setdefault(row["work"], {})[row["library"]] = time_of(row["best"])
     columns = [name for name in LABELS if any(name in of for of in cells.values())]
     lines = [[work, *(of.get(name, "") for name in columns)] for work, of in cells.items()]
-    return _table(["", *(LABELS[name] for name in columns)], lines) if lines else ""
+    return _table(["", *(LABELS[name] for name in columns)], lines)
 
 
 def section(results: Results, images: list[str]) -> str:
@@ -296,7 +296,7 @@ def draw(results: Results, folder: Path, readme: Path) -> list[str]:
     return images
 
 
-def insert(readme: Path, text: str, device: str = "cpu") -> None:
+def insert(readme: Path, text: str, device: str) -> None:
     """Put the text between the device's markers."""
     content = readme.read_text()
     first, last = MARKERS[device]

@@ -34,7 +34,7 @@ _NO_ARRAYS = {"axis", "ignore_index", "label_smoothing", "reduction", "backend",
 
 
 def plain_array(name: str, value: Any) -> Any:
-    """An array on the host, of another library or a subclass, as NumPy's own, and so a class index; or what it was."""
+    """An array of another library on the host, or a subclass, as NumPy's; a class index as a 0-d one; else the same."""
     if type(value) is np.ndarray or isinstance(value, (float, np.floating)):
         return value
     if name == "target" and type(value) is int:
@@ -48,7 +48,7 @@ def choose(backend: Backend, stream: object, problem: Problem) -> Problem:
     """The problem, with where it is to be solved: "auto" is where its arrays are."""
     if not isinstance(backend, str) or backend not in get_args(Backend):
         raise ValueError(f"backend must be 'auto', 'cpu' or 'cuda', got {shown(backend)}")
-    if output.at_one_place(problem):
+    if output.are_on_device(problem):
         if backend == "cpu":
             raise TypeError(
                 "backend='cpu' takes arrays on the host, got arrays on a device: copy them, or leave it out"

@@ -103,7 +103,7 @@ def binary_cross_entropy(p, t, pos_weight):
     """-(t log p + (1 - t) log(1 - p)), each logarithm at least -100.
 
     The smaller one of p and 1 - p, which is exact, gives both: its own logarithm, weighed by t or 1 - t, and that of
-    the larger one, log(1 - small) with small <= 1/2, a polynomial. It is negative for p outside [0, 1] only.
+    the larger one, log(1 - small) with small <= 1/2, a polynomial. `small` is negative for p outside [0, 1] only.
     """
     rest = ONE - p
     low = p < rest

@@ -1,8 +1,8 @@
 """Strided views: from arrays of any layout to the few shapes that kernels take, without a copy.
 
-Kernels see (outer, inner) for pointwise and (outer, classes, inner) for row-wise work. Axes that memory does not
-let merge into these are looped over in Python: each piece below is one call of a kernel, and most arrays are one
-piece.
+Kernels see (outer, inner) for pointwise and (outer, classes, inner) for row-wise work, those of the CPU with one axis
+more in front. Axes that memory does not let merge into these are looped over in Python: each piece below is one call of
+a kernel, and most arrays are one piece.
 """
 
 from __future__ import annotations

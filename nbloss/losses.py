@@ -32,7 +32,7 @@ def cross_entropy(
     stream: object = None,
     check: bool = True,
 ) -> Rowwise:
-    r"""Cross-entropy between softmax(logits) and a target, from log-sum-exp.
+    """Cross-entropy between softmax(logits) and a target, from log-sum-exp.
 
     For each row of C classes, with lse the log-sum-exp of its logits x and q its target mass::
 

@@ -18,7 +18,8 @@ _ONE = np.array(1.0)
 def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Array:
     """grad_output, 0-d or of the unreduced loss's shape.
 
-    A number is float64, and so is one for each row; one for each element is of the type that is computed in.
+    On the host a number is float64, and so is one for each row; one for each element, and any array on a device, is of
+    the type that is computed in.
     """
     if grad_output is None:
         return _ONE
@@ -100,7 +101,7 @@ def _argument(name: str) -> str:
     return "target" if name in ("labels", "probabilities") else name
 
 
-def at_one_place(problem: Pointwise | Rowwise) -> bool:
+def are_on_device(problem: Pointwise | Rowwise) -> bool:
     """Whether the arrays of a problem are on a device; TypeError where some are and some are not."""
     host = type(problem.x) is np.ndarray
     device = None if host else device_of(problem.x)

@@ -97,7 +97,7 @@ def _with_converted(
     return plan(*args, **weights)
 
 
-def _with_factor(plan: Callable[..., Any], dtype: np.dtype[Any], *args: Any, **weights: Array) -> Any:
+def _with_converted_factor(plan: Callable[..., Any], dtype: np.dtype[Any], *args: Any, **weights: Array) -> Any:
     """The plan, with an upstream gradient that it does not take as given."""
     return plan(*args[:3], converted(args[3], dtype), **weights)
 
@@ -110,7 +110,7 @@ def keep(
     if problem.x is not x or problem.target is not target:
         return
     if converted_factor is not None and converted_factor.ndim:
-        plan = functools.partial(_with_factor, plan, converted_factor.dtype)
+        plan = functools.partial(_with_converted_factor, plan, converted_factor.dtype)
     order: Literal["K", "C"] = "C" if isinstance(problem, Rowwise) else "K"  # class weights are read side by side
     for name in WEIGHTS:
         weight = options.get(name)

@@ -85,14 +85,9 @@ def wanted(value: bool, out: Array | None) -> int:
     return (WANT_VALUE if value else 0) | (0 if out is None else WANT_GRADIENT)
 
 
-def has_weighted_mean(problem: Pointwise | Rowwise) -> bool:
-    """Whether the sum of a pointwise loss is divided by the sum of its weights."""
-    return (
-        isinstance(problem, Pointwise)
-        and problem.reduction == "mean"
-        and problem.weight is not None
-        and problem.name in WEIGHTED_MEAN
-    )
+def has_weighted_mean(problem: Pointwise) -> bool:
+    """Whether the sum of a loss is divided by the sum of its weights."""
+    return problem.reduction == "mean" and problem.weight is not None and problem.name in WEIGHTED_MEAN
 
 
 def checks_values(problem: Pointwise) -> bool:

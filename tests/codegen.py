@@ -261,7 +261,7 @@ def loads_come_first(ptx):
     return bool(loaded) and max(loaded) < next(used)
 
 
-def instructions_a_value(code, form, room=0, even=True):
+def instructions_a_value(code, form, room):
     """What one more value costs in a row that a block holds: kernels of 32 and of 16 values a thread compared.
 
     What no thread but those at a maximum runs is counted too, about 4.
@@ -270,7 +270,7 @@ def instructions_a_value(code, form, room=0, even=True):
     for words in (16, 32):
         shape = choices.RowShape(256, 1, words, 1, room)
         values = shape.held(code, False)
-        options = (code, code, form, False, *shape[:2], values, shape.parts, room > 0, even, choices.WARP, True)
+        options = (code, code, form, False, *shape[:2], values, shape.parts, room > 0, True, choices.WARP, True)
         ptx, _ = compiled(rows.rows, options, [*ROW_ARGUMENTS, *[TYPE[REAL[code]]] * 3], (9, 0))
         counts[values] = sum(1 for _ in instructions(ptx))
     (few, least), (many, most) = sorted(counts.items())

@@ -21,6 +21,8 @@ SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 CUDA = SIMULATED or os.environ.get("NBLOSS_TEST_CUDA") == "1"
 DEVICE = "cuda-simulator" if SIMULATED else "cuda"
 
+POINTWISE = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"]
+
 if SIMULATED:
     simulator = importlib.import_module("simulator")
     simulator.install()
@@ -31,6 +33,11 @@ if SIMULATED:
 def few(n, most=12):
     """So many rows or elements; where a device is simulated, no more than it can do in a second."""
     return min(n, most) if SIMULATED else n
+
+
+def bits(results):
+    """Every bit of some results."""
+    return [np.asarray(r).tobytes() for r in results]
 
 
 def share(cases, k, of=5):

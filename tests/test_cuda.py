@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 import scipy.special
-from conftest import CUDA, SIMULATED, close, few
+from conftest import CUDA, POINTWISE, SIMULATED, close, few
 
 import nbloss
 from nbloss.cuda import choices, device
@@ -79,7 +79,7 @@ def test_cross_entropy(rng, layout, shape, dtype):
     np.testing.assert_array_equal(logits.host(), gradient.copy_to_host())
 
 
-@pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"])
+@pytest.mark.parametrize("name", POINTWISE)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pointwise(rng, layout, name):
     x, t = rng.random((5, 9), np.float32), rng.random((5, 9), np.float32)

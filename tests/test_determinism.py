@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from conftest import POINTWISE, bits
 from numba import njit
 
 import nbloss
@@ -46,14 +47,10 @@ def calls(rng, dtype):
     yield "mean of many weights", partial(nbloss.mse_loss.value_and_grad, weight=many[2]), many[0], many[1]
     for size in (70_001, 8192 + 17):  # of the last segment, whole vectors may be all or none
         x, t = rng.random(size).astype(dtype), rng.random(size).astype(dtype)
-        for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
+        for name in POINTWISE:
             loss = getattr(nbloss, name)
             yield f"{name} {size}", loss.value_and_grad, x, t
             yield f"gradient of {name} {size}", lambda *args, loss=loss, **options: [loss.grad(*args, **options)], x, t
-
-
-def bits(result):
-    return [np.asarray(r).tobytes() for r in result]
 
 
 @pytest.mark.skipif(launch.max_threads() < 2, reason="one processor")
@@ -149,7 +146,7 @@ def test_losses_fetched_ahead(rng, monkeypatch, dtype):
     from nbloss.cpu import auxiliary
 
     x, t = rng.random(70_001).astype(dtype), rng.random(70_001).astype(dtype)
-    for name in ("binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"):
+    for name in POINTWISE:
         found = []
         for large in (1 << 60, 0):
             monkeypatch.setattr(auxiliary, "LARGE", large)

@@ -7,12 +7,12 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import POINTWISE
 from ml_dtypes import float8_e5m2  # of the kind of floats, unlike other float8s
 
 import nbloss
 
 ROWWISE = ["cross_entropy", "nll_loss"]
-POINTWISE = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"]
 FIRST_ARGUMENT = {
     "cross_entropy": "logits",
     "nll_loss": "log_probs",
@@ -23,9 +23,9 @@ FIRST_ARGUMENT = {
 }
 
 
-def arguments(name, dtype=np.float64):
+def arguments(name):
     """Good arguments of a loss."""
-    x = np.linspace(0.05, 0.95, 12, dtype=dtype).reshape(4, 3)
+    x = np.linspace(0.05, 0.95, 12).reshape(4, 3)
     return (x, np.array([0, 2, 1, 0])) if name in ROWWISE else (x, x[::-1].copy())
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from conftest import close
+from conftest import POINTWISE, close
 from numba.core import config
 
 import nbloss
@@ -187,7 +187,7 @@ def test_confident_row_and_nll():
         nbloss.cross_entropy(x, [2])
 
 
-@pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"])
+@pytest.mark.parametrize("name", POINTWISE)
 def test_pointwise(rng, name):
     x, t = rng.random((3, 40)), rng.random((3, 40))
     options = {"weight": rng.random(40), "reduction": "none"}

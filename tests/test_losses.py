@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from conftest import CUDA, SIMULATED, close, few, share
+from conftest import CUDA, POINTWISE, SIMULATED, close, few, share
 from scipy import special
 
 import nbloss
@@ -108,9 +108,6 @@ def test_nll_loss(backend, rng, shape, axis, dtype):
             options["ignore_index"] = int(np.ravel(target)[0])
         expected = reference.nll_loss(x, target, grad_output=grad_output, **options)
         check_entry_points(nbloss.nll_loss, expected, (x, target), options, grad_output, x.dtype)
-
-
-POINTWISE = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss"]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (17,), (9, 30), (3, 5, 7), (few(5000, 150),), (2, few(4100, 150))])

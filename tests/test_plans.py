@@ -5,7 +5,7 @@ import weakref
 
 import numpy as np
 import pytest
-from conftest import close
+from conftest import bits, close
 
 import nbloss
 from nbloss import dispatch, plans
@@ -32,11 +32,11 @@ CASES = [(name, options) for table in (ROWWISE, POINTWISE) for name, some in tab
 FORMS = ["value", "value_and_grad", "grad", "out", "in place", "grad_output"]
 
 
-def arguments(rng, name, options, dtype, labels=np.int64, others=None):
+def arguments(rng, name, options, dtype, others=None):
     """`others` is the dtype of targets that are no labels, and of weights, where it is another one."""
     others = others or dtype
     x = rng.random(SHAPE).astype(dtype)
-    target = rng.integers(0, SHAPE[1], SHAPE[0]).astype(labels) if name in ROWWISE else rng.random(SHAPE).astype(others)
+    target = rng.integers(0, SHAPE[1], SHAPE[0]) if name in ROWWISE else rng.random(SHAPE).astype(others)
     weights = {n: rng.uniform(0.5, 2, SHAPE[1]).astype(others) for n, v in options.items() if v is True}
     return x, target, {**options, **weights}
 
@@ -56,10 +56,6 @@ def run(name, form, x, target, options):
     result = loss.grad(given, target, out=out, **options)
     assert result is out
     return [result]
-
-
-def bits(results):
-    return [np.asarray(r).tobytes() for r in results]
 
 
 @pytest.mark.parametrize("form", FORMS)

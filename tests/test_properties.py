@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from conftest import close, few
+from conftest import POINTWISE, close, few
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -108,7 +108,7 @@ def test_against_the_oracle(problem, options, weighted, data):
     close(gradient, expected[1], np.float32, scale=4)
 
 
-@pytest.mark.parametrize("name", ["binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "binary_cross_entropy"])
+@pytest.mark.parametrize("name", POINTWISE)
 @given(data=st.data(), reduction=st.sampled_from(["mean", "sum", "none"]))
 def test_pointwise_against_the_oracle(name, data, reduction):
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=few(40, 8)))

@@ -10,8 +10,8 @@ rowwise     the row-wise kernels, and how work is cut; rowwise_driver: the loops
             rows (vectors along a row; unwritten: what they keep of it until it is written; results: what they write),
             groups (vectors along rows, as many rows at once as a vector has lanes; group_rows: what is done with one of
             them), tiles (vectors across rows), streams (likewise, of very many classes, or with few rows folded into a
-            vector; columns: what both do with a vector of rows; per_row: what they have in common with groups) or picks
-            (the target's entry alone); given: what all of them are given; scanning: what must be known of labels first
+            vector; columns: what both do with a vector of rows) or picks (the target's entry alone). per_row: what they
+            have in common; given: what all of them are given; scanning: what must be known of labels first
 targets     nbloss.formulas on vectors; vecmath: exp, log, log1p on vectors; labels: class indices of a vector of rows
 simd        all primitives under one name: arithmetic, bits, folds, lanes, memory, partial, strided, transpose, views
 """

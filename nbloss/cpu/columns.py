@@ -14,6 +14,7 @@ from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX
 
 BLOCK = 64  # classes that are summed before what rounding takes from their sum is known
+SUMS = 9  # numbers that make the sums of a row, see `parts_of`
 
 
 @inline

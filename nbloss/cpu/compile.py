@@ -3,8 +3,7 @@
 A kernel is compiled when it is first needed, for one signature. Its machine code is kept in a file of its own,
 named by a hash of everything that it depends on: all sources of this package's kernels, signature, options,
 Python, Numba, LLVM and the processor. Numba's own cache knows neither the callees nor the options, shares one index
-file among processes, and raises where a folder is missing or a file is damaged; this one takes every trouble for a
-miss.
+file among processes, and raises where a folder is missing or a file is damaged; this one treats any trouble as a miss.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ class Kernel:
     """A driver over blocks, compiled on demand for element types, serial or parallel.
 
     `driver` is written with ``prange``, which is ``range`` where a kernel is compiled serially; `signature` maps
-    the element types of a call, as NumPy's one-letter codes, to the driver's argument types; `few_passes` of LLVM
-    make its code as fast as all that Numba runs.
+    the element types of a call, as NumPy's one-letter codes, to the driver's argument types; `few_passes` tells
+    whether LLVM's short pipeline (see ``assembly``) makes its code as fast as Numba's does.
     """
 
     def __init__(

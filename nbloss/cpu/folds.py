@@ -2,7 +2,6 @@
 
 import llvmlite.ir as ir
 import numpy as np
-from numba.core import types
 
 from nbloss.cpu.arithmetic import Vec, compiled_raw, larger, llvm_vector, shuffled
 from nbloss.cpu.lanes import lanes, largest, total
@@ -44,15 +43,14 @@ def _lowered(combine):
     """45 operations for sixteen vectors of sixteen lanes; one by one, they would be 128."""
 
     def lower(context, builder, sig, args):
-        at = context.cast(builder, args[1], sig.args[1], types.intp)
         vt = llvm_vector(sig.return_type)
         n = vt.count
+        start = pointer_to(context, builder, sig, args, vt)
         vectors = []
         # In the order that leaves the result of each vector in the lane of its number.
         order = _folded([[k] * n for k in range(n)], lambda a, b, first, _: [(a + b)[k] for k in first])
         for k in range(n):
-            index = builder.add(at, ir.Constant(ir.IntType(64), order.index(k) * n))
-            vectors.append(builder.load(pointer_to(context, builder, sig.args[0], args[0], index, types.intp, vt)))
+            vectors.append(builder.load(builder.gep(start, [ir.Constant(ir.IntType(64), order.index(k))])))
             vectors[-1].align = 4
 
         def pair(a, b, *parts):

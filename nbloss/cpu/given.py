@@ -30,6 +30,25 @@ class Mode(NamedTuple):
     uniform: Any  # smoothing / classes
 
 
+class Numbers(NamedTuple):
+    """The integers that follow how a driver's operands lie: most of Mode and Scratch, and how labels are scanned."""
+
+    kind: Any
+    value: Any
+    form: Any
+    nontemporal: Any
+    ignore: Any
+    scan: Any  # 0, UNCHECKED or CHECKED (see ``rowwise_driver``)
+    scanned: Any  # pieces of labels to be scanned
+    mean: Any  # whether gradients are those of a mean
+    per_unit: Any
+    breadth: Any
+    room: Any  # elements of a block's memory
+    fold: Any
+    cuts: Any
+    pieces: Any
+
+
 class Summed(NamedTuple):
     """What the result of a row is made of, once it has been summed."""
 
@@ -66,10 +85,10 @@ class Scratch(NamedTuple):
     """Memory of a block of units, and numbers that a kernel needs besides."""
 
     memory: Any  # for a tile, a group, a block or a row
-    numbers: Any  # as many as a vector has
+    numbers: Any  # as many as a vector has lanes
     labels: Any  # likewise
     kept: Any  # what `streams` keeps of pieces
-    first: Any  # the unit that it begins with, which may lie before those of these operands
+    first: Any  # the unit that `kept` begins with, counted from the first one of this plane: it may lie in one before
     per_unit: Any  # rows of a unit of work; in `tiles`, vectors of rows; in `streams`, lines of a block
     breadth: Any  # vectors of rows in a tile or a block
     fold: Any  # classes of a line of `streams`

@@ -12,10 +12,16 @@ from nbloss.cpu.vecmath import scaled_exp
 from nbloss.problem import LOG_SOFTMAX
 
 NEG_INF = -np.inf
-# Where in a group's memory its facts lie, one for each row. Behind them, at FOLDED: two times a vector for each row, to
-# be folded; room for two vectors; the rows' exponentials, one row after the other.
+# Where in a group's memory its facts lie, one for each row. Behind them: from FOLDED on two times a vector for each
+# row, to be folded, and room for two vectors; from EXPS on the rows' exponentials, one row after the other.
 TAKEN, LOWEST, ROUND_TO, MAXIMUM, EXP_MAX, INVERSE, LABEL, OWN = (16 * k for k in range(8))
 X_T, R, LOG_NORM, A, SLOPE, FACTOR, AT_TARGET, FOLDED = (16 * k for k in range(8, 16))
+EXPS = FOLDED + (2 * 16 + 2) * 16
+
+
+def room_of_group(classes, step):
+    """Elements of memory for a group; exponentials of a row take whole vectors."""
+    return EXPS + (classes + step) * step
 
 
 @inline

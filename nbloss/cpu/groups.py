@@ -9,6 +9,7 @@ import numpy as np
 from nbloss.cpu.group_rows import (
     AT_TARGET,
     EXP_MAX,
+    EXPS,
     FACTOR,
     FOLDED,
     INVERSE,
@@ -78,14 +79,14 @@ def _scale_of_group(memory, count, like):
 
 
 @inline
-def _exps_of_group(operands, memory, exps, lead, ahead, i, low, count, stop, some_large, like):
+def _exps_of_group(operands, memory, lead, ahead, i, low, count, stop, some_large, like):
     """Exponentials of a group's rows, each `lead` after the one before; and the maxima, by lanes, of the next group."""
     x, q, step = operands.x, operands.q, lanes(like)
     for k in range(count):
         taken, lowest = load_one(memory, TAKEN + k, like), load_one(memory, LOWEST + k, like)
         scale = taken, lowest, load_one(memory, ROUND_TO + k, like)
         row, other = row_of(x, i, low + k), row_of(x, i, min(low + k + step, stop - 1))
-        masses, at = row_of(q, i, low + k), exps + k * lead
+        masses, at = row_of(q, i, low + k), EXPS + k * lead
         # Asked before the loop, 1.05 to 1.1 times faster; by parts of their own, or LLVM merges the calls.
         if some_large:
             top = row_exps(memory, at, row, True, scale, other, masses, ahead, like)
@@ -95,12 +96,12 @@ def _exps_of_group(operands, memory, exps, lead, ahead, i, low, count, stop, som
 
 
 @inline
-def _targets_of_group(x, memory, exps, lead, i, low, count, like):
+def _targets_of_group(x, memory, lead, i, low, count, like):
     """(exponentials of the targets, which are left out of the rows' sums from now on, their logits)."""
     for k in range(count):
         label = label_at(memory, LABEL + k)
         label = label if label > 0 else np.int64(0)
-        at = exps + k * lead + label
+        at = EXPS + k * lead + label
         store_one(memory, OWN + k, load_one(memory, at, like))
         store_one(memory, X_T + k, load_one(row_of(x, i, low + k), label, like))
         store_one(memory, at, broadcast(0.0, like))
@@ -108,16 +109,16 @@ def _targets_of_group(x, memory, exps, lead, i, low, count, like):
 
 
 @inline
-def _sums_of_group(memory, exps, lead, classes, count, all_terms, exp_max, like):
+def _sums_of_group(memory, lead, classes, count, all_terms, exp_max, like):
     """Of each row, the sum of its exponentials: of all terms, or without one that attains the maximum."""
     step = lanes(like)
     other_folded = FOLDED + step * step
     if all_terms:
         for k in range(count):
-            store(memory, FOLDED + k * step, row_sum(memory, exps + k * lead, classes, like))
+            store(memory, FOLDED + k * step, row_sum(memory, EXPS + k * lead, classes, like))
         return totals(memory, FOLDED, like)
     for k in range(count):
-        rest, ties = row_rest(memory, exps + k * lead, classes, load_one(memory, EXP_MAX + k, like), like)
+        rest, ties = row_rest(memory, EXPS + k * lead, classes, load_one(memory, EXP_MAX + k, like), like)
         store(memory, FOLDED + k * step, rest)
         store(memory, other_folded + k * step, ties)
     return totals(memory, FOLDED, like) + (totals(memory, other_folded, like) - 1.0) * exp_max
@@ -137,12 +138,12 @@ def _dense_sums_of_group(operands, mode, memory, i, low, count, like):
 
 
 @inline
-def _write_group(operands, mode, memory, exps, lead, i, low, count, stop, by_line, written, like):
+def _write_group(operands, mode, memory, lead, i, low, count, stop, by_line, written, like):
     """What is asked for of a group's rows, whose facts lie in memory. Returns how far it is written `by_line`."""
     x, _, q, weight, _, out, _ = operands
     kind, classes, step = mode.kind, out.shape[1], lanes(like)
     end = (low + count) * classes
-    values = lent_to(out, memory, exps - 2 * step, end - written)
+    values = lent_to(out, memory, EXPS - 2 * step, end - written)
     for k in range(count):
         target = row_of(out, i, low + k)
         if by_line:
@@ -153,7 +154,7 @@ def _write_group(operands, mode, memory, exps, lead, i, low, count, stop, by_lin
                 store(target, min(at, classes - step), broadcast(0.0, like))
         else:
             row, other = row_of(x, i, low + k), row_of(q, i, low + k)
-            write_row(row, other, weight, target, mode, memory, k, exps + k * lead, like)
+            write_row(row, other, weight, target, mode, memory, k, EXPS + k * lead, like)
             if kind == CLASS_INDEX:
                 store_one(target, label, load_one(memory, AT_TARGET + k, like))
     if by_line:
@@ -168,7 +169,6 @@ def groups(operands, mode, unit, like, scratch):
     kind, form, uniform = mode.kind, mode.form, mode.uniform
     memory, classes, step = scratch.memory, x.shape[1], lanes(like)
     i, start, stop = rows_of(unit, x.shape[2], scratch.per_unit)
-    exps = FOLDED + (2 * step + 2) * step
     lead = (classes + step - 1) // step * step
     ahead = 2 * step * (x.strides[2] // x.itemsize)
     # By whole lines, see ``tiles``: finished rows lie from two vectors before the exponentials on, where one vector may
@@ -184,7 +184,7 @@ def groups(operands, mode, unit, like, scratch):
         count = min(step, stop - low)
         labels = row_labels(operands, mode, scratch, i, low, count, like)
         inverse = 1.0 / exp_max
-        _exps_of_group(operands, memory, exps, lead, ahead, i, low, count, stop, some_large, like)
+        _exps_of_group(operands, memory, lead, ahead, i, low, count, stop, some_large, like)
         following = _scale_of_group(memory, count, like)  # here, where nothing waits for it
         store(memory, MAXIMUM, m)
         store(memory, EXP_MAX, exp_max)
@@ -193,11 +193,11 @@ def groups(operands, mode, unit, like, scratch):
         # Sums leave out the target, or else all classes that attain the maximum. A softmax needs all, and has no loss.
         own, x_t, gap, mass = exp_max, m, zero, broadcast(scratch.row_mass, like)
         if kind == CLASS_INDEX:
-            own, x_t = _targets_of_group(x, memory, exps, lead, i, low, count, like)
+            own, x_t = _targets_of_group(x, memory, lead, i, low, count, like)
         every = kind == NO_TARGET and form == GRADIENT
         if every:
             own = zero
-        rest = _sums_of_group(memory, exps, lead, classes, count, kind == CLASS_INDEX or every, exp_max, like)
+        rest = _sums_of_group(memory, lead, classes, count, kind == CLASS_INDEX or every, exp_max, like)
         if kind == PROBABILITIES or uniform != 0.0:
             gap, own_mass = _dense_sums_of_group(operands, mode, memory, i, low, count, like)
             if kind == PROBABILITIES:
@@ -223,6 +223,6 @@ def groups(operands, mode, unit, like, scratch):
             store(memory, SLOPE, slope)
             store(memory, FACTOR, factor)
             store(memory, AT_TARGET, at_target)
-            written = _write_group(operands, mode, memory, exps, lead, i, low, count, stop, by_line, written, like)
+            written = _write_group(operands, mode, memory, lead, i, low, count, stop, by_line, written, like)
         m, exp_max, some_large = following
     return total(value_sum)

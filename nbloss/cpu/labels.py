@@ -25,7 +25,7 @@ def _(context, builder, sig, args):
     i64 = ir.IntType(64)
     wide = ir.VectorType(i64, vt.count)
     stored = ir.VectorType(ir.IntType(dtype.bitwidth), vt.count)
-    label = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored))
+    label = builder.load(pointer_to(context, builder, sig, args, stored))
     label.align = 1
     if dtype.bitwidth < 64:
         label = builder.sext(label, wide) if dtype.signed else builder.zext(label, wide)
@@ -45,7 +45,7 @@ def label_at(values, i):
 @compiled_raw(label_at, lambda values, i: types.int64)
 def _(context, builder, sig, args):
     narrow = ir.IntType(sig.args[0].dtype.bitwidth)
-    label = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], narrow))
+    label = builder.load(pointer_to(context, builder, sig, args, narrow))
     return builder.sext(label, ir.IntType(64)) if narrow.width < 64 else label
 
 

@@ -68,8 +68,9 @@ def layer() -> str | None:
 class Launch:
     """A kernel over `units` of `unit_elements` elements of each plane: all of a call but its memory and its numbers.
 
-    A kernel takes `units`, how many of them make a block, the first block and the one after the last, `constants`, and
-    then what a call gives; the result is a tuple of sums, added in order.
+    Planes are the places along the `far` axis of the operands; of many classes, units are cut into `pieces`, for
+    threads to share. A kernel takes `units`, how many of them make a block, the first block and the one after the last,
+    `constants`, and then what a call gives; the result is a tuple of sums, added in order.
     """
 
     def __init__(

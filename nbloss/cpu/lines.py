@@ -19,7 +19,7 @@ PERIOD = 256  # elements of equal lines that are written one by one, before whol
 
 
 def lines_to_a_unit(views: tuple[Array, ...]) -> int:
-    """How many lines of the operands of a pointwise loss let be done as one: 1 where they do not lie so."""
+    """How many lines of the operands may be done as one: 1 where they do not lie one after the other."""
     if len(views[0]) > 1:
         return 1
     x, t, weight, pos_weight, upstream, gradient, loss = (view[0] for view in views)

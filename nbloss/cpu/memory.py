@@ -72,9 +72,11 @@ class Fields:
         return self._builder.gep(self._builder.bitcast(self.data, BYTES), [offset])
 
 
-def pointer_to(context, builder, a_type, a, index, index_type, to):
-    index = context.cast(builder, index, index_type, types.intp)
-    return builder.bitcast(builder.gep(Fields(context, builder, a_type, a).data, [index]), to.as_pointer())
+def pointer_to(context, builder, sig, args, to, n=0):
+    """The address of an element of a unit-stride array, as that of what is there: of n arguments on, the first two."""
+    array = Fields(context, builder, sig.args[n], args[n])
+    index = context.cast(builder, args[n + 1], sig.args[n + 1], types.intp)
+    return builder.bitcast(builder.gep(array.data, [index]), to.as_pointer())
 
 
 def decode(builder, dtype, raw, vt):
@@ -123,7 +125,7 @@ def _(context, builder, sig, args):
     vt = llvm_vector(sig.return_type)
     element, _ = storage(sig.args[0])
     stored = ir.VectorType(element, vt.count)
-    raw = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored))
+    raw = builder.load(pointer_to(context, builder, sig, args, stored))
     raw.align = 1
     return decode(builder, sig.args[0].dtype, raw, vt)
 
@@ -142,7 +144,7 @@ def prefetch_far(a, i, like):
 def _emit_prefetch(keep):
     def emit(context, builder, sig, args):
         i32, i64 = ir.IntType(32), ir.IntType(64)
-        pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], ir.IntType(8))
+        pointer = pointer_to(context, builder, sig, args, ir.IntType(8))
         numbers = [ir.Constant(i32, k) for k in (0, keep, 1)]  # to read, how near to keep it, data
         # Of integers and float64 beside float32, a vector takes two lines.
         size = storage(sig.args[0])[1] * VECTOR_BYTES * 8 // sig.args[2].bitwidth
@@ -167,7 +169,7 @@ def load_one(a, i, like):
 def _(context, builder, sig, args):
     vt = llvm_vector(sig.return_type)
     element, _ = storage(sig.args[0])
-    item = builder.load(pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], element))
+    item = builder.load(pointer_to(context, builder, sig, args, element))
     item.align = 1
     return decode(builder, sig.args[0].dtype, in_all_lanes(builder, item, ir.VectorType(element, vt.count)), vt)
 
@@ -185,7 +187,7 @@ def _(context, builder, sig, args):
 
 def _emit_store(context, builder, sig, args, align):
     value = encode(builder, sig.args[0].dtype, args[2])
-    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], value.type)
+    pointer = pointer_to(context, builder, sig, args, value.type)
     instruction = builder.store(value, pointer)
     instruction.align = align
     return instruction
@@ -200,7 +202,7 @@ def store_one(a, i, value):
 def _(context, builder, sig, args):
     value = encode(builder, sig.args[0].dtype, args[2])
     item = builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
-    builder.store(item, pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], item.type)).align = 1
+    builder.store(item, pointer_to(context, builder, sig, args, item.type)).align = 1
     return context.get_dummy_value()
 
 
@@ -212,9 +214,9 @@ def load_all(a, i, vectors):
 
 @compiled_raw(load_all, lambda a, i, vectors: vectors)
 def _(context, builder, sig, args):
-    a_type, _, vectors = sig.args
+    vectors = sig.args[2]
     vt = llvm_vector(vectors[0])
-    first = pointer_to(context, builder, a_type, args[0], args[1], sig.args[1], vt)
+    first = pointer_to(context, builder, sig, args, vt)
     loaded = [builder.load(builder.gep(first, [ir.Constant(ir.IntType(64), n)])) for n in range(len(vectors))]
     for instruction in loaded:
         instruction.align = 1
@@ -229,8 +231,8 @@ def store_all(a, i, vectors):
 
 @compiled_raw(store_all, nothing)
 def _(context, builder, sig, args):
-    a_type, _, vectors = sig.args
-    first = pointer_to(context, builder, a_type, args[0], args[1], sig.args[1], llvm_vector(vectors[0]))
+    vectors = sig.args[2]
+    first = pointer_to(context, builder, sig, args, llvm_vector(vectors[0]))
     for n in range(len(vectors)):
         place = builder.gep(first, [ir.Constant(ir.IntType(64), n)])
         builder.store(builder.extract_value(args[2], n), place).align = 1

@@ -38,7 +38,7 @@ def _(context, builder, sig, args):
     vt = llvm_vector(vec)
     element, _ = storage(sig.args[0])
     stored = ir.VectorType(element, vt.count)
-    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], stored)
+    pointer = pointer_to(context, builder, sig, args, stored)
     count = context.cast(builder, args[2], sig.args[2], types.int64)
     value = decode(builder, sig.args[0].dtype, load_some(context, builder, pointer, stored, count), vt)
     mask = first_lanes(context, builder, vec.lanes, count)
@@ -53,7 +53,7 @@ def store_first(a, i, count, value):
 @compiled_raw(store_first, nothing)
 def _(context, builder, sig, args):
     value = encode(builder, sig.args[0].dtype, args[3])
-    pointer = pointer_to(context, builder, sig.args[0], args[0], args[1], sig.args[1], value.type)
+    pointer = pointer_to(context, builder, sig, args, value.type)
     store_some(context, builder, value, pointer, context.cast(builder, args[2], sig.args[2], types.int64))
     return context.get_dummy_value()
 

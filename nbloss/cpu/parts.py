@@ -43,7 +43,7 @@ _numbers = count(1)
 
 
 class PartLibrary(JITCodeLibrary):
-    _is_whole = False
+    _has_module = False
 
     def add_llvm_module(self, module):
         """Keep the text of a part as it is; what Numba makes of a parallel loop comes in two.
@@ -55,10 +55,10 @@ class PartLibrary(JITCodeLibrary):
         for function in module.functions:
             if not function.is_declaration:
                 passes.run(function, builder)
-        if self._is_whole:
+        if self._has_module:
             self._final_module.link_in(module)
         else:
-            self._final_module, self._is_whole = module, True
+            self._final_module, self._has_module = module, True
 
     def finalize(self):
         self._finalized = True

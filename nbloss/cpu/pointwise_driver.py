@@ -50,8 +50,8 @@ PRIMITIVES = {
 }
 NUMBERS = (0,) * 3  # as many as follow the layout of the operands
 AHEAD = 16  # beside WANT_VALUE, WANT_GRADIENT, NONTEMPORAL and UNLESS_NEW: `sums` fetches, as `pairs` always does
-# How many elements ahead. From 64 MB on, memory needs it: 2^24 losses of BCE take 0.48 of the time and gradients 0.7,
-# losses of MSE 0.65 and gradients 0.8.
+# How many elements ahead. Memory needs it: 2^24 losses of BCE take 0.48 of the time and gradients 0.7, losses of MSE
+# 0.65 and gradients 0.8.
 FAR = 2048
 NAN = np.nan
 # Of other formulas, AVX2 has too few registers to sum pairs of vectors: one vector at a time takes 0.7 to 0.9 of the

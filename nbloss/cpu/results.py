@@ -38,7 +38,7 @@ def mass_at(q, weight, mode, j, count, like):
 
 @inline
 def dense_gap(x, q, weight, mode, m, like):
-    """(sum_j q_j (m - x_j), sum_j q_j) over the dense part; the latter for probabilities only."""
+    """(sum_j q_j (m - x_j), sum_j q_j) over the dense part."""
     n, step = x.shape[0], lanes(like)
     gap = broadcast(0.0, np.float64(0.0))
     mass = gap

@@ -38,7 +38,7 @@ from nbloss.cpu.targets import (
     add_gap,
     row_loss,
 )
-from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, line_of, put_off, write_chunk
+from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, classes_of, put_off, write_chunk
 from nbloss.cpu.vecmath import log1p, scale_change, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
@@ -225,7 +225,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
     """
     x, t, q, weight, upstream, out, _ = operands
     kind, _, form, nontemporal, ignore, share, uniform = mode
-    row, masses = line_of(x, i), line_of(q, i)
+    row, masses = classes_of(x, i), classes_of(q, i)
     n = row.shape[0]
     target = np.int64(-1)
     w_t = type(like)(1)
@@ -235,7 +235,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         target = np.int64(t[i, 0])
         if target == ignore or target < 0 or target >= n:
             if form != LOSS_ONLY:
-                clear_row(line_of(out, i), nontemporal, like)
+                clear_row(classes_of(out, i), nontemporal, like)
             return (0.0, 0.0, 0.0, 0.0, 0.0 if target == ignore else NAN, 0.0), type(like)(NAN), unwritten
         x_t = lane(load_one(row, target, like), 0)
         if weight.shape[0]:
@@ -243,7 +243,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
         kept = share * w_t
     if form != LOSS_ONLY and nontemporal and aligned_at(out[i, n:, 0], like) != 0:
         # Stores past the caches would wait until the line that two rows share is there: 1.2 times as long at 1000.
-        prefetch(line_of(out, i), n - 1, like)
+        prefetch(classes_of(out, i), n - 1, like)
     m, left_out, reference, scale, keep, rest, top = _row_sum(
         row, masses, operands, mode, target, top, following, unwritten, scratch, like
     )
@@ -293,11 +293,12 @@ def rows(operands, mode, unit, like, scratch):
     short = n <= SHORT * lanes(like)
     unwritten = np.int64(-1)
     for i in range(start, stop):
-        following = line_of(x, min(i + 1, stop - 1))
+        following = classes_of(x, min(i + 1, stop - 1))
         found, top, unwritten = _row(operands, mode, i, top, following, unwritten, scratch, like)
+        its_m, its_x_t, its_r, its_kept, its_gap, its_mass = found
         here = only(i - start, m)
-        m, x_t, r = where(here, found[0], m), where(here, found[1], x_t), where(here, found[2], r)
-        kept, gap, mass = where(here, found[3], kept), where(here, found[4], gap), where(here, found[5], mass)
+        m, x_t, r = where(here, its_m, m), where(here, its_x_t, x_t), where(here, its_r, r)
+        kept, gap, mass = where(here, its_kept, kept), where(here, its_gap, gap), where(here, its_mass, mass)
         if short or i == stop - 1:  # a short row is in the first-level cache now; the last one has no next
             written = np.int64(0)
             for first in range(0, n, n if short else size):

@@ -5,12 +5,14 @@ classes but the target, or else one at the maximum, and take it from there with 
 neither. Here is the choice among them, and how work is cut.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba.core import types
 
 from nbloss.cpu.compile import Kernel, array_type, compute_type, like_of
-from nbloss.cpu.given import Operands
-from nbloss.cpu.group_rows import FOLDED
+from nbloss.cpu.given import Numbers, Operands
+from nbloss.cpu.group_rows import room_of_group
 from nbloss.cpu.groups import groups
 from nbloss.cpu.launch import Launch
 from nbloss.cpu.operands import LAYOUT, Address, layout_of
@@ -19,10 +21,10 @@ from nbloss.cpu.rows import rows
 from nbloss.cpu.rowwise_driver import driver_of
 from nbloss.cpu.scanning import pieces_of
 from nbloss.cpu.simd import HAS_AVX512, LINE, VECTOR_BYTES
-from nbloss.cpu.streams import KEPT, conclude, sum_piece, write_piece
+from nbloss.cpu.streams import KEPT, conclude, room_of_stream, sum_piece, write_piece
 from nbloss.cpu.targets import CLASS_INDEX, PROBABILITIES
-from nbloss.cpu.tiles import FACTS, tiles
-from nbloss.cpu.unwritten import SHORT, room_of
+from nbloss.cpu.tiles import FACTS, room_of_tile, tiles
+from nbloss.cpu.unwritten import SHORT, room_of_row
 from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array
 
@@ -135,55 +137,98 @@ def prepare(
     if not along and not normalized and (not views.weight.size or (kind == CLASS_INDEX and smoothing == 0.0)):
         views, fold = _folded(views, step)
     x, t, q, weight = views[:4]
-    far, outer, classes, inner = x.shape
-    per_unit = breadth = room = 0
-    cuts = 1
-    side_by_side = x.strides[3] == x.itemsize and inner > step
-    whole = -(-inner // step) * step  # a vector of rows takes as long where some are missing
-    soon = form == LOSS_ONLY or (kind == PROBABILITIES and whole >= WIDEST * step)
-    tallest = TALLEST // 4 if soon and side_by_side and x.itemsize > 2 else TALLEST
+    far, _, classes, _ = x.shape
     if normalized:
-        # All of a row is written, or a line of memory read.
-        per_unit, a_row = (step, classes) if form == GRADIENT else (PICKED * step, LINE // x.itemsize)
-        kernel, units, unit_elements = PICKS, outer * -(-inner // per_unit), min(per_unit, inner) * a_row
+        cut = _cut_for_picks(x, step, form)
     elif along:
-        per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
-        room = room_of(classes, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)
-        kernel, units, unit_elements = ROWS, -(-outer // per_unit), classes * per_unit
+        cut = _cut_for_rows(x, step, MOST_OF_A_ROW // weight.itemsize if form == GRADIENT else 0)
     elif classes >= GROUPS_FROM[weight.itemsize] and are_side_by_side(_per_class(views), 2):
-        per_unit = max(GROUPED // (classes * step), 1) * step
-        room = FOLDED + (3 * step + 2 + classes) * step
-        kernel, units, unit_elements = GROUPS, outer * -(-inner // per_unit), classes * min(per_unit, inner)
-    elif classes * VECTOR_BYTES > tallest or fold > 1:
-        groups = -(-whole // (step * WIDEST_STREAM)) if side_by_side else whole // step
-        breadth = -(-whole // (step * groups))
-        per_unit, lead = max(SPAN // breadth, LEAST), breadth * step
-        room = (per_unit * (breadth | 1) + 1) * step
-        kernel, units, unit_elements = STREAMS, outer * groups, classes // fold * min(lead, whole)
-        cuts = max(1, min(-(-PIECES // units), unit_elements // PIECE))
+        cut = _cut_for_groups(x, step)
+    elif fold > 1 or classes * VECTOR_BYTES > _tallest(x, step, kind, form):
+        cut = _cut_for_streams(x, step, fold)
     else:
-        per_unit, breadth = SHARED if outer > 1 and abs(x.strides[1]) < abs(x.strides[3]) else LINED_UP, 1
-        if side_by_side:
-            vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
-            # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache
-            # of their own.
-            breadth = max(min(WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
-            per_unit = breadth * max(min(TILES_A_UNIT, outer * -(-inner // (breadth * step)) // FEW), 1)
-        lead = per_unit * step
-        room = FACTS * (lead + step)
-        if breadth > 1:
-            room += classes * (breadth + 1) * step
-        else:
-            room += (classes + step) * step  # whole blocks of (step, step) are transposed
-            room += (classes + 1) * step if nontemporal else 0
-        kernel, units, unit_elements = TILES, outer * -(-inner // lead), classes * min(lead, whole)
+        cut = _cut_for_tiles(x, step, nontemporal > 0)
     share, uniform, like = 1.0 - smoothing, smoothing / classes, like_of(weight.dtype.char)
-    layout = layout_of(
-        views, kind, value, form, nontemporal, ignore, scan, pieces_of(t) if scan else 0, mean, per_unit, breadth, room,
-        fold, cuts, cuts + (classes % fold > 0),
+    numbers = Numbers(
+        kind, value, form, nontemporal, ignore, scan, pieces_of(t) if scan else 0, mean, cut.per_unit, cut.breadth,
+        cut.room, fold, cut.cuts, cut.cuts + (classes % fold > 0),
     )  # fmt: skip
-    constants = (layout, share, uniform, like)
-    return Launch(kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, units, unit_elements, far, cuts)
+    constants = (layout_of(views, *numbers), share, uniform, like)
+    return Launch(
+        cut.kernel, (x.dtype.char, t.dtype.char, q.dtype.char), constants, cut.units, cut.unit_elements, far, cut.cuts
+    )
+
+
+class Cut(NamedTuple):
+    """A kernel, and how its work is cut; the last four stand among Numbers."""
+
+    kernel: Kernel
+    units: int  # of each plane
+    unit_elements: int
+    per_unit: int
+    breadth: int = 0
+    room: int = 0
+    cuts: int = 1
+
+
+def _cut_for_picks(x: Array, step: int, form: int) -> Cut:
+    _, outer, classes, inner = x.shape
+    # All of a row is written, or a line of memory read.
+    per_unit, a_row = (step, classes) if form == GRADIENT else (PICKED * step, LINE // x.itemsize)
+    return Cut(PICKS, outer * -(-inner // per_unit), min(per_unit, inner) * a_row, per_unit)
+
+
+def _cut_for_rows(x: Array, step: int, most: int) -> Cut:
+    _, outer, classes, _ = x.shape
+    per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
+    return Cut(ROWS, -(-outer // per_unit), classes * per_unit, per_unit, room=room_of_row(classes, step, most))
+
+
+def _cut_for_groups(x: Array, step: int) -> Cut:
+    _, outer, classes, inner = x.shape
+    per_unit = max(GROUPED // (classes * step), 1) * step
+    units, elements = outer * -(-inner // per_unit), classes * min(per_unit, inner)
+    return Cut(GROUPS, units, elements, per_unit, room=room_of_group(classes, step))
+
+
+def _are_lined_up(x: Array, step: int) -> bool:
+    """Whether rows fill more than a vector, and lie side by side."""
+    return x.strides[3] == x.itemsize and x.shape[3] > step
+
+
+def _whole(x: Array, step: int) -> int:
+    """Rows that lie along inner, to whole vectors: one takes as long where some are missing."""
+    return -(-x.shape[3] // step) * step
+
+
+def _tallest(x: Array, step: int, kind: int, form: int) -> int:
+    """Most bytes of a vector of rows that goes through a tile."""
+    soon = form == LOSS_ONLY or (kind == PROBABILITIES and _whole(x, step) >= WIDEST * step)
+    return TALLEST // 4 if soon and _are_lined_up(x, step) and x.itemsize > 2 else TALLEST
+
+
+def _cut_for_streams(x: Array, step: int, fold: int) -> Cut:
+    _, outer, classes, _ = x.shape
+    whole = _whole(x, step)
+    groups = -(-whole // (step * WIDEST_STREAM)) if _are_lined_up(x, step) else whole // step
+    breadth = -(-whole // (step * groups))
+    units, elements = outer * groups, classes // fold * min(breadth * step, whole)
+    cuts = max(1, min(-(-PIECES // units), elements // PIECE))
+    lines = max(SPAN // breadth, LEAST)
+    return Cut(STREAMS, units, elements, lines, breadth, room_of_stream(lines, breadth, step), cuts)
+
+
+def _cut_for_tiles(x: Array, step: int, past_caches: bool) -> Cut:
+    _, outer, classes, inner = x.shape
+    per_unit, breadth = SHARED if outer > 1 and abs(x.strides[1]) < abs(x.strides[3]) else LINED_UP, 1
+    if _are_lined_up(x, step):
+        vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
+        # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache of
+        # their own.
+        breadth = max(min(WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
+        per_unit = breadth * max(min(TILES_A_UNIT, outer * -(-inner // (breadth * step)) // FEW), 1)
+    units, elements = outer * -(-inner // (per_unit * step)), classes * min(per_unit * step, _whole(x, step))
+    return Cut(TILES, units, elements, per_unit, breadth, room_of_tile(classes, per_unit, breadth, step, past_caches))
 
 
 def _per_class(views: Operands) -> list[Array]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import prange
 
-from nbloss.cpu.given import Mode, Operands, Scratch
+from nbloss.cpu.given import Mode, Numbers, Operands, Scratch
 from nbloss.cpu.operands import arrays_at, numbers_at
 from nbloss.cpu.scanning import scan_piece
 from nbloss.cpu.simd import (
@@ -25,8 +25,10 @@ from nbloss.cpu.simd import (
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.problem import LOSS_ONLY
 
-NUMBERS = (0,) * 14  # as many as follow the layout of the operands
+NUMBERS = (0,) * len(Numbers._fields)
 UNCHECKED, CHECKED = 1, 2  # how a call scans its labels: CHECKED does nothing if one is out of range
+# A block's memory is one array for three: labels, of 16 lanes at most, numbers, of 64 bytes, and the tile.
+NUMBERS_AT, TILE_AT = 16, 16 + VECTOR_BYTES // 8
 
 
 def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
@@ -59,7 +61,7 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
     ):  # fmt: skip
         addresses = (x, t, q, weight, upstream, out, loss)
         numbers = numbers_at(addresses, layout, NUMBERS)
-        kind, value, form, nontemporal, ignore, scan, scanned, mean, per_unit, breadth, room, fold, cuts, pieces = (
+        (kind, value, form, nontemporal, ignore, scan, scanned, mean, per_unit, breadth, room, fold, cuts, pieces) = (
             numbers
         )
         nontemporal, mass, words = _settled(addresses, layout, kind, nontemporal, uniform, room, like)
@@ -129,8 +131,7 @@ def _settled(addresses, layout, kind, nontemporal, uniform, room, like):
     mass = 0.0
     if kind == CLASS_INDEX and uniform != 0.0:  # smoothing spreads the same mass over every row
         mass = np.float64(uniform) * _weight_of_classes(weight, x.shape[2], like)
-    # One array for three: 16 labels, the numbers of a vector (8 in float64), and the tile.
-    words = 24 + (room * weight.itemsize + 7) // 8
+    words = TILE_AT + (room * weight.itemsize + 7) // 8
     return nontemporal, mass, words
 
 
@@ -150,8 +151,8 @@ def _work(addresses, layout, f, memory, kept, first, sizes, mass, own_factor, li
     )  # fmt: skip
     room, per_unit, breadth, fold, cuts, pieces = sizes
     labels = lent_to(np.int64(0), memory, 0, lanes(like))
-    numbers = lent_to(like, memory, 16, lanes(like))
-    tile = lent_to(like, memory, 24, room)
+    numbers = lent_to(like, memory, NUMBERS_AT, lanes(like))
+    tile = lent_to(like, memory, TILE_AT, room)
     kept = lent_to(like, kept, 0, kept.size * 8 // numbers.itemsize)
     return given, Scratch(tile, numbers, labels, kept, first, per_unit, breadth, fold, cuts, pieces, mass, own_factor)
 

@@ -31,7 +31,7 @@ def pieces_of(labels: Array) -> int:
 def scan_piece(found, labels, weight, classes, ignore, piece):
     """Put (labels out of range, weight of those that count) of a piece of a line in its place of `found`.
 
-    That they lie side by side makes it vectors, 7 us for 65536 labels instead of 41.
+    As they lie side by side, LLVM makes vectors of the loop: 7 us for 65536 labels instead of 41.
     """
     _, outer, inner = labels.shape
     along = _is_along(labels)

@@ -6,7 +6,7 @@ float64 whatever the machine, a pair of them 128: LLVM splits it where registers
 is therefore written in the kernel, and results have the same bits serial, parallel, aligned or not.
 
 Each primitive of the modules that are gathered here is a plain Python function that says, on NumPy arrays, what it
-does (this is what runs with the JIT off), followed by the LLVM that compiled kernels get for it.
+does (this is what runs with the JIT off), followed by the LLVM that compiled kernels get for it, or is made of others.
 
 Arguments that recur: `like`, a float32 or float64 scalar, is there for its type, which is that of the vectors; `i` or
 `j` is an index in elements; `count`, how many lanes are there; `step`, the lanes of a vector.

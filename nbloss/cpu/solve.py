@@ -14,9 +14,9 @@ from nbloss.problem import Array, Pointwise, Rowwise
 def plan(
     problem: Pointwise | Rowwise, value: bool, form: int, out: Array | None, in_place: bool, factor: Array
 ) -> tuple[Plan, bool]:
-    """How to solve a problem, and whether that serves all that differ from it in the values of their arrays alone.
+    """(a plan, whether it serves all problems that differ from this one in the values of their arrays alone).
 
-    It does where one kernel call is all, and keeps no array then.
+    It does where it is a single kernel call, and keeps no array then.
     """
     if out is not None and not out.dtype.isnative:
         native = np.empty(out.shape, out.dtype.newbyteorder("="))

@@ -63,14 +63,14 @@ def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, fac
         pos_weight: Array = ones,
     ) -> Any:
         count = _total_weight(weight, size) if known is None else known
-        scale = factor
+        upstream = factor
         if not each:
-            scale = unit if factor == 1.0 and known is not None else rounded(divided(factor, count), dtype)
+            upstream = unit if factor == 1.0 and known is not None else rounded(divided(factor, count), dtype)
         loss = empty_like(x, dtype) if unreduced else nothing
-        if ahead is not None and ahead(x, target, weight, pos_weight, scale, nothing, nothing)[1]:
+        if ahead is not None and ahead(x, target, weight, pos_weight, upstream, nothing, nothing)[1]:
             refuse_probabilities(x)
         gradient = nothing if out is None else out
-        total, faults = driver(x, target, weight, pos_weight, scale, gradient, loss)
+        total, faults = driver(x, target, weight, pos_weight, upstream, gradient, loss)
         if faults and check:
             refuse_probabilities(x)
         return loss if unreduced else reduced(total, count, one) if value else None
@@ -79,17 +79,17 @@ def plan(problem: Pointwise, value: bool, out: Array | None, in_place: bool, fac
 
 
 def _sums(
-    problem: Pointwise, want: int, scale: Array, out: Array | None, loss: Array | None
+    problem: Pointwise, want: int, upstream: Array, out: Array | None, loss: Array | None
 ) -> tuple[Callable[..., Sequence[float]], bool]:
     """What gives (sum of losses, faults) of operands, and whether it does of any that lie like these."""
-    calls = list(islice(_calls(problem, want, scale, out, loss), 2))
+    calls = list(islice(_calls(problem, want, upstream, out, loss), 2))
     if len(calls) == 1:
         return calls[0][0].quickest(), True
     writes, keeps = out is not None, loss is not None  # the arrays themselves are given anew
 
     def sums(*operands: Array) -> list[float]:
-        scale, gradient, losses = operands[4:]
-        calls = _calls(problem, want, scale, gradient if writes else None, losses if keeps else None)
+        upstream, gradient, losses = operands[4:]
+        calls = _calls(problem, want, upstream, gradient if writes else None, losses if keeps else None)
         found = [call(*piece) for call, piece in calls]
         return [sum(column) for column in zip(*found)] or [0.0, 0.0]
 
@@ -97,7 +97,7 @@ def _sums(
 
 
 def _calls(
-    problem: Pointwise, want: int, scale: Array, out: Array | None, loss: Array | None
+    problem: Pointwise, want: int, upstream: Array, out: Array | None, loss: Array | None
 ) -> Iterator[tuple[Launch, tuple[Array, ...]]]:
     """Kernel calls and their operands, with stand-ins for the results that are not asked for."""
     x = stored(problem.x)
@@ -109,7 +109,7 @@ def _calls(
         stored(problem.target),
         ones if problem.weight is None else stored(problem.weight),
         ones if problem.pos_weight is None else stored(problem.pos_weight),
-        layout.same(scale, x.shape) if scale.ndim == 0 else scale,
+        layout.same(upstream, x.shape) if upstream.ndim == 0 else upstream,
         *(stored(a) for a in (out, loss) if a is not None),
     ]
     how = want | (past_caches(problem) if want & WANT_GRADIENT else 0) | (AHEAD if x.nbytes >= auxiliary.LARGE else 0)

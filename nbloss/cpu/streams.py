@@ -14,6 +14,7 @@ own. With both, losses and gradients of 32000 classes of 512 rows take 0.77 of t
 import numpy as np
 
 from nbloss.cpu.columns import (
+    SUMS,
     add_to,
     column_of,
     facts_of,
@@ -52,8 +53,13 @@ from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT
 
 FINISHING = 6  # numbers of a row that `finish_classes` needs
-SUMS_AT, LABELS_AT = 2, 11  # where sums, or what they come to, and labels of a lane are kept, after m and the reference
-KEPT = 12  # numbers that are kept of each lane of a piece
+# What is kept of each lane of a piece: m and the reference, sums, or what they come to, and the label.
+SUMS_AT, LABELS_AT, KEPT = 2, 2 + SUMS, 3 + SUMS
+
+
+def room_of_stream(lines, breadth, step):
+    """Elements of memory for a block of so many lines, which `write_piece` keeps an odd number of vectors apart."""
+    return (lines * (breadth | 1) + 1) * step
 
 
 @inline
@@ -122,7 +128,7 @@ def _piece_of(operands, piece, scratch):
 
 @inline
 def _lines_labelled(operands, mode, scratch, i, k, count, first, end, fold, like):
-    """For each lane, which line of a piece is labelled: the last one and one more if none is, a code if no class is."""
+    """For each lane, which line of a piece holds its label: `lines` if none does, IGNORED if no class is labelled."""
     if mode.kind != CLASS_INDEX:
         return broadcast(0.0, like)
     t, copied = operands.t, scratch.labels

@@ -56,20 +56,21 @@ def _(context, builder, sig, args):
         raw = masked(builder, "gather", stored, [pointers, mask, in_all_lanes(builder, item, stored)], stored)
         return decode(builder, sig.args[0].dtype, raw, vt)
     raw = ir.Constant(ir.VectorType(element, vt.count), ir.Undefined)
-    last = _last(context, builder, sig, args)
-    for k in range(vt.count):
-        k = ir.Constant(ir.IntType(64), k)
-        clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
-        item = builder.load(_strided_pointer(context, builder, sig, args, clipped))
+    for k, place in _places(context, builder, sig, args, range(vt.count)):
+        item = builder.load(place)
         item.align = 1
-        raw = builder.insert_element(raw, item, builder.trunc(k, ir.IntType(32)))
+        raw = builder.insert_element(raw, item, k)
     return decode(builder, sig.args[0].dtype, raw, vt)
 
 
-def _last(context, builder, sig, args):
-    """args[2] - 1."""
+def _places(context, builder, sig, args, lanes):
+    """(lane, address of its element), lane by lane; past the first args[2] of them, that of the last one."""
     count = opaque(builder, context.cast(builder, args[2], sig.args[2], types.intp))
-    return builder.sub(count, ir.Constant(ir.IntType(64), 1))
+    last = builder.sub(count, ir.Constant(ir.IntType(64), 1))
+    for lane in lanes:
+        k = ir.Constant(ir.IntType(64), lane)
+        clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
+        yield ir.Constant(ir.IntType(32), lane), _strided_pointer(context, builder, sig, args, clipped)
 
 
 def _strided_pointer(context, builder, sig, args, k):
@@ -93,13 +94,9 @@ def _(context, builder, sig, args):
         mask = first_lanes(context, builder, value.type.count, count)
         masked(builder, "scatter", value.type, [value, pointers, mask], ir.VoidType())
         return context.get_dummy_value()
-    last = _last(context, builder, sig, args)
     # Downwards: lanes past `count` land on the last element before its own value does.
-    for k in reversed(range(value.type.count)):
-        k = ir.Constant(ir.IntType(64), k)
-        clipped = builder.select(builder.icmp_signed("<", k, last), k, last)
-        item = builder.extract_element(value, builder.trunc(k, ir.IntType(32)))
-        builder.store(item, _strided_pointer(context, builder, sig, args, clipped)).align = 1
+    for k, place in _places(context, builder, sig, args, reversed(range(value.type.count))):
+        builder.store(builder.extract_element(value, k), place).align = 1
     return context.get_dummy_value()
 
 

@@ -1,4 +1,4 @@
-"""What rows, groups and tiles share: the kinds of target, and the formulas bound to vectors."""
+"""What row-wise kernels share: the kinds of target, and the formulas bound to vectors."""
 
 from nbloss import formulas
 from nbloss.cpu.simd import fma, inline, where

@@ -32,6 +32,18 @@ NEG_INF = -np.inf
 FACTS = 3  # numbers a row that its loss is made of
 
 
+def room_of_tile(classes, per_unit, breadth, step, past_caches):
+    """Elements of memory for a tile and, behind it, the FACTS of its unit's rows.
+
+    One vector of rows is transposed in blocks of (step, step), and takes as much again to be written past the caches;
+    of several, another one lies before each class.
+    """
+    facts = FACTS * (per_unit + 1) * step
+    if breadth > 1:
+        return facts + classes * (breadth + 1) * step
+    return facts + (classes + step) * step + ((classes + 1) * step if past_caches else 0)
+
+
 @inline
 def tiles(operands, mode, unit, like, scratch):
     """`per_unit` vectors of rows, `breadth` to a tile: writes what is asked for, returns the sum of their losses."""

@@ -159,7 +159,7 @@ class _Block:
     def column(self, c):
         """Address of the tile's vector of class c."""
         index = self.builder.add(self.at, ir.Constant(ir.IntType(64), c * self.vt.count))
-        return pointer_to(self.context, self.builder, self.sig.args[0], self.tile, index, self.sig.args[1], self.vt)
+        return pointer_to(self.context, self.builder, self.sig, (self.tile, index), self.vt)
 
 
 @compiled_raw(load_transposed, lambda *args: Vec(args[-1]))

@@ -12,8 +12,8 @@ MAXIMUM, R, LOG_NORM, FACTOR, A, SLOPE, SHIFT, EXP_MAX, AT_TARGET, REFERENCE = r
 TERMS = 16
 
 
-def room_of(classes, step, most):
-    """Elements of scratch that a row takes.
+def room_of_row(classes, step, most):
+    """Elements of memory that a row takes.
 
     Its exponentials (whole vectors, hence `step` more), the reference of each chunk of a long row, and TERMS numbers;
     these alone where that exceeds `most`, and exponentials are computed twice.
@@ -23,7 +23,7 @@ def room_of(classes, step, most):
 
 
 @inline
-def line_of(a, i):
+def classes_of(a, i):
     return a[i, :, 0]
 
 
@@ -74,5 +74,5 @@ def write_chunk(operands, mode, i, written, stop, scratch, like):
                     store(exps, j, load(exps, j, like) * ratio * 2.0**-64)
     inverse = 1.0 / exp_max
     row = Summed(m, r, log_norm, scale, exps, kept, factor, a, slope, shift, exp_max, inverse, labels[0], at_target)
-    x, q, out = line_of(operands.x, i), line_of(operands.q, i), line_of(operands.out, i)
+    x, q, out = classes_of(operands.x, i), classes_of(operands.q, i), classes_of(operands.out, i)
     return write_row(x, q, operands.weight, out, mode, row, written, stop, like)

@@ -179,7 +179,7 @@ def _line_of(like, *more):
 @compiled_raw(lent_line, lambda a, values, at, count: _line_type(a))
 @compiled_raw(lent_to, _line_of)
 def _(context, builder, sig, args):
-    data = pointer_to(context, builder, sig.args[1], args[1], args[2], sig.args[2], ir.IntType(8))
+    data = pointer_to(context, builder, sig, args, ir.IntType(8), 1)
     count = context.cast(builder, args[3], sig.args[3], types.intp)
     item = ir.Constant(ir.IntType(64), sig.return_type.dtype.bitwidth // 8)
     return view(context, builder, sig.return_type, data, [count], [item])

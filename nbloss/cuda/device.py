@@ -158,7 +158,7 @@ class Home:
 
     def converted(self, view: DeviceView, dtype: np.dtype[Any]) -> DeviceView:
         """A contiguous copy of another dtype."""
-        from nbloss.cuda import auxiliary  # it is kernels that convert, and they are compiled for nothing else
+        from nbloss.cuda import auxiliary  # not above: only conversions need its kernels
 
         result: DeviceView = auxiliary.converted(view, dtype)
         return result

@@ -33,6 +33,7 @@ ROUND = np.float32(1.5 * 2**23)
 BIAS, ONE, NOTHING = np.float32(127), np.float32(1), np.float32(0)
 UP = np.float32(24)  # exponentials are kept as so many binary orders more, for sums of them may be subnormal
 TWO_UP = np.float32(2**24)
+UNIT, PER_UNIT = 2, 3  # where in what `around` gives
 FAR = np.float32(256)  # exp(-FAR) is 0, and so is exp(x - m) for |m| >= FAR, unless x - m is exact (Sterbenz)
 
 
@@ -101,7 +102,7 @@ class Functions:
 
             scaled_exp(x, around(m)) = exp(x - m) unit
 
-        to 3 ulp for any x <= m, where unit = around(m)[2], 1 / unit = around(m)[3], and exactly unit for x = m.
+        to 3 ulp for any x <= m, and exactly unit for x = m, with unit = around(m)[UNIT] and its inverse in [PER_UNIT].
 
         No x - m is rounded: with n the integer next to x log2(e), and k that next to m log2(e), exp(x - m) is
         2^(x log2(e) - n) 2^(n - k) over the same of m, which is unit (times 2^24). Nine instructions; NaN stays NaN.

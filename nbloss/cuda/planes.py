@@ -3,7 +3,7 @@
 import numpy as np
 from numba import cuda
 
-from nbloss.cuda.functions import Functions, two_sum
+from nbloss.cuda.functions import PER_UNIT, UNIT, Functions, two_sum
 from nbloss.cuda.intrinsics import (
     STORED,
     VECTOR_BYTES,
@@ -74,10 +74,10 @@ def planes(code, mass_code, form, dense, wide):
         centre = cuda.local.array(lanes, dtype)
         shift = cuda.local.array(lanes, dtype)
         unit = cuda.local.array(lanes, dtype)
-        norm = cuda.local.array(lanes, dtype)
+        per_unit = cuda.local.array(lanes, dtype)
         for k in range(lanes):
             m[k], below[k], below_lost[k], ties[k] = lowest, nothing, nothing, nothing
-            centre[k], shift[k], unit[k], norm[k] = around(nothing)
+            centre[k], shift[k], unit[k], per_unit[k] = around(nothing)
         # An ignored row may be read beside its neighbours, never used.
         for j in range(0, classes, depth):
             fetch(v, address, x_class, j, classes)
@@ -85,20 +85,20 @@ def planes(code, mass_code, form, dense, wide):
                 top = lowest
                 for d in range(depth):
                     top = larger(v[d * lanes + k], top)
-                state = centre[k], shift[k], unit[k], norm[k]
+                state = centre[k], shift[k], unit[k], per_unit[k]
                 if top > m[k]:
                     state = around(top)
                     below[k] = moved(below[k] + below_lost[k], ties[k], m[k], state)
                     m[k], below_lost[k], ties[k] = top, nothing, nothing
-                    centre[k], shift[k], unit[k], norm[k] = state
+                    centre[k], shift[k], unit[k], per_unit[k] = state
                 plain = nothing
                 for d in range(depth):
                     e = scaled_exp(v[d * lanes + k], state)
-                    if e == state[2]:
+                    if e == state[UNIT]:
                         ties[k] += one
                     else:
                         plain += e
-                below[k], lost = two_sum(below[k], plain * state[3])
+                below[k], lost = two_sum(below[k], plain * state[PER_UNIT])
                 below_lost[k] += lost
 
         r = cuda.local.array(lanes, dtype)
@@ -170,7 +170,7 @@ def planes(code, mass_code, form, dense, wide):
                 for d in range(depth):
                     if j + d < classes:
                         for k in range(lanes):
-                            state = centre[k], shift[k], unit[k], norm[k]
+                            state = centre[k], shift[k], unit[k], per_unit[k]
                             at = d * lanes + k
                             if label[k] == j + d:
                                 v[at] = y_t[k]

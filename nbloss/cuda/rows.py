@@ -4,7 +4,7 @@ import numpy as np
 from numba import cuda
 
 from nbloss.cuda.choices import BESIDE
-from nbloss.cuda.functions import Functions, add
+from nbloss.cuda.functions import PER_UNIT, UNIT, Functions, add
 from nbloss.cuda.groups import reduction
 from nbloss.cuda.intrinsics import REAL, STORED, VECTOR_BYTES, device_function, load, load_integer, store
 from nbloss.cuda.labels import load_label
@@ -84,11 +84,11 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
                 e = value_of(v, k, cuda.blockIdx.z, stored)
                 if not keeps:
                     e = scaled_exp(e, state)
-                if e == state[2]:
+                if e == state[UNIT]:
                     ties += one
                 else:
                     below += e
-        return below * state[3], ties
+        return below * state[PER_UNIT], ties
 
     @cuda.jit(device=True)
     def of_all_parts(m, below, ties, part):
@@ -109,11 +109,11 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
 
     @device_function
     def result_of(
-        v, k, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a, q, q_class, weight, share, uniform
+        v, k, zero, start, reach, m, r, log_norm, state, slope, per_unit, scale, a, q, q_class, weight, share, uniform
     ):
         """What is written for element k of a thread, if it is not the target."""
         if keeps:
-            return v[k] * unit * slope  # slope * unit may be subnormal
+            return v[k] * per_unit * slope  # slope * per_unit may be subnormal
         j = start + k // lanes * apart + k % lanes
         if dense and j >= reach:  # a mass is read for none but the row's own
             return nothing
@@ -178,7 +178,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
                 more, tied = sums_of(v, state, top == m)
                 below += more
                 ties += tied
-        unit = state[3]
+        per_unit = state[PER_UNIT]
 
         # Read this late, for registers are scarce before, and before anyone may write in place: threads of a row meet
         # once more.
@@ -201,7 +201,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
             of_part = m
             m, below, ties = of_all_parts(m, below, ties, part)
             state = around(m if m > lowest else nothing)
-            unit *= scaled_exp(of_part, state) * state[3]
+            per_unit *= scaled_exp(of_part, state) * state[PER_UNIT]
         r = others(below, ties, m)
 
         gap, mass_sum = nothing, nothing
@@ -269,7 +269,7 @@ def rows(code, mass_code, form, dense, threads, height, values, parts, staged, e
                         w = u * (lanes // pair) + c
                         for h in range(pair):
                             of_word[h] = result_of(
-                                v, w * pair + h, zero, start, reach, m, r, log_norm, state, slope, unit, scale, a,
+                                v, w * pair + h, zero, start, reach, m, r, log_norm, state, slope, per_unit, scale, a,
                                 q_row if dense else q, q_class, weight, share, uniform,
                             )  # fmt: skip
                         put_values(v, w, of_word[0], of_word[pair - 1], stored)

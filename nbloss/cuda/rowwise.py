@@ -23,7 +23,7 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from nbloss.cuda.functions import Functions, two_sum
+from nbloss.cuda.functions import PER_UNIT, UNIT, Functions, two_sum
 from nbloss.cuda.intrinsics import REAL, STORED, device_function, load, load_integer, store
 from nbloss.cuda.labels import load_label
 from nbloss.problem import LOG_SOFTMAX, LOSS_ONLY
@@ -61,7 +61,7 @@ class Row:
         @device_function
         def moved(below, ties, m, state):
             """The sum of all entries at most m, as entries below a larger maximum, of which state is `around`."""
-            return (below + ties) * (scaled_exp(m, state) * state[3])
+            return (below + ties) * (scaled_exp(m, state) * state[PER_UNIT])
 
         @device_function
         def others(below, ties, m):
@@ -85,7 +85,7 @@ class Row:
             rest = rest_of_target(x_t, m, r)
             if dense:  # the mass may be so little that p says it all
                 state = around(m)
-                own = scaled_exp(x_t, state) * state[3]
+                own = scaled_exp(x_t, state) * state[PER_UNIT]
             else:
                 own = exp(x_t - m)
             return scale * target_gradient(rest, own, one + r, kept + mass, kept + spread, mass - spread)
@@ -97,8 +97,8 @@ class Row:
                 return (x - m) - log_norm
             e = scaled_exp(x, state)
             if not dense:
-                return e * state[3] * slope
-            e = one if e == state[2] else e * state[3]
+                return e * state[PER_UNIT] * slope
+            e = one if e == state[UNIT] else e * state[PER_UNIT]
             mass = mass_at(j, q, q_class, weight, share, uniform)
             if q != 0:
                 return scale * dense_gradient(e, e == one, mass, a, r)

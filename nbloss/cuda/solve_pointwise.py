@@ -126,7 +126,7 @@ def _places(arrays: dict[str, View]) -> list[tuple[tuple[int, int], dict[str, tu
 
 
 def _side_by_side(name: str, place: tuple[int, ...], size: int, outer: int) -> bool:
-    """Whether an operand's vectors can be read or written at once; what may be one element for all of a row is then."""
+    """Whether an operand's vectors can be read or written at once; one element for all of a row counts as such."""
     address, outer_step, inner_step = place
     if inner_step == 0 and name in OPTIONAL:
         return True

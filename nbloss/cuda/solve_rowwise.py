@@ -54,7 +54,7 @@ def rowwise(problem: Rowwise, value: bool, form: int, out: View, factor: View) -
     if labels is not None and rows and (mean or problem.check):
         scratch = home.empty((SCRATCH,), BYTES)
     at = address_of(scratch)
-    # Labels are read with the losses that are added, if both lie in one order and there is no gradient: or else ahead.
+    # Contiguous labels are read together with the losses that are added, if there is no gradient; or else ahead.
     beside = out is None and problem.reduction != "none" and labels is not None and labels.flags.c_contiguous
     ahead = scratch is not None and not beside
     if ahead:

@@ -83,9 +83,9 @@ def staged_access(code, threads, values, even):
                 v[u * words + k] = line[k]
 
     @device_function
-    def put_even(v, u, address, first, low, high):
+    def put_even(v, u, address, first, _, high):
         if u * apart < room_from(first, high):
-            store_words(address + (first + u * apart) * size, v, u * words, stored)
+            store_words(address + (first + u * apart) * size, v, u * words)
 
     @device_function
     def put_odd(v, u, address, first, low, high):
@@ -93,7 +93,7 @@ def staged_access(code, threads, values, even):
         skip = room_from(first, low) if u == 0 else np.int32(0)  # elements of the first vector, if any
         at = address + (first + u * apart) * size
         if skip <= 0 and end >= lanes:
-            store_words(at, v, u * words, stored)
+            store_words(at, v, u * words)
         else:
             for k in range(lanes):
                 if k >= skip and k < end:

@@ -134,13 +134,13 @@ def row_access(code, threads, values, even, lowest, warp, once):
                 v[u * words + k] = line[k]
 
     @device_function
-    def put_even(v, u, address, first, low, high):
+    def put_even(v, u, address, first, _, high):
         left = room_from(first, high)
         if u * apart + lanes <= left:
-            store_words(address + (first + u * apart) * size, v, u * words, stored)
+            store_words(address + (first + u * apart) * size, v, u * words)
 
     @cuda.jit(device=True)
-    def put_odd(v, address, first, low, high):
+    def put_odd(v, address, first, _, high):
         past = np.int32(address % VECTOR_BYTES // size)
         at = address + (first - past) * size
         left = room_from(first, high) + past
@@ -169,7 +169,7 @@ def row_access(code, threads, values, even, lowest, warp, once):
         low = past if lane == 0 else np.int32(0)  # before the first one's begins the vector of another warp
         for u in range(vectors):
             if u * apart + lanes <= left and (low == 0 or u > 0):
-                store_words(at + u * apart * size, v, u * words, stored)
+                store_words(at + u * apart * size, v, u * words)
         for u in range(vectors):
             end = left - u * apart
             if (end > 0 and end < lanes) or (u == 0 and low > 0 and end > 0):

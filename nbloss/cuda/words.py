@@ -48,7 +48,7 @@ def load_words_if(condition, address, words, at, stored):
 load_words_past_l1_if = load_words_if  # and without a place in the L1 cache
 
 
-def store_words(address, words, at, stored):
+def store_words(address, words, at):
     """Write sixteen bytes from words[at], words[at + 1], … as they are."""
     count = VECTOR_BYTES // words.itemsize
     memory_at(address, count, words.dtype)[:] = words[at : at + count]
@@ -103,7 +103,7 @@ def _loading_words(space):
 
 
 def _emit_store_words(context, builder, signature, args):
-    address, words, at, _ = args
+    address, words, at = args
     count = VECTOR_BYTES * 8 // signature.args[1].dtype.bitwidth
     parts = [builder.load(slot(context, builder, signature.args[1], words, at, k)) for k in range(count)]
     store_parts(builder, address, parts)
@@ -154,8 +154,8 @@ if not SIMULATED:
         return types.void(types.boolean, types.int64, words, types.int64, stored), _loading_words(PAST_L1)
 
     @intrinsic
-    def store_words(typingctx, address, words, at, stored):
-        return types.void(types.int64, words, types.int64, stored), _emit_store_words
+    def store_words(typingctx, address, words, at):
+        return types.void(types.int64, words, types.int64), _emit_store_words
 
     @intrinsic
     def value_of(typingctx, words, k, zero, stored):
