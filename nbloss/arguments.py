@@ -32,27 +32,26 @@ NATIVE = {np.dtype("f2"), FLOAT32, FLOAT64}
 def as_floats(name: str, value: ArrayLike, others: str = "") -> Array:
     """`value` as an array of a supported floating dtype, in native byte order; `others` would do too."""
     array = as_array(name, value)
-    if array.dtype in NATIVE or is_bfloat16(array.dtype):
-        return array
-    if array.dtype.kind == "f" and array.dtype.newbyteorder("=") in NATIVE:
-        native: Array = array.astype(array.dtype.newbyteorder("="))
-        return native
+    native = array.dtype.newbyteorder("=")
+    if native in NATIVE or is_bfloat16(native):
+        floats: Array = array if array.dtype.isnative else array.astype(native)
+        return floats
     raise TypeError(f"{name} must be {others}float16, bfloat16, float32 or float64, got {array.dtype}")
 
 
-def as_array(name: str, value: ArrayLike) -> Array:
+def as_array(name: str, value: object) -> Array:
+    """`value` as an array, of another library without a copy; a TypeError, whatever that library raises."""
     if type(value) is np.ndarray or is_device_view(value):
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array: fill it, or select the valid elements first")
     try:
-        array: Array = np.asarray(value)
-    except (TypeError, ValueError) as error:
         tensor = _bfloat16_tensor(value)
-        if tensor is None:
-            raise TypeError(f"{name} cannot be made an array: {error}") from None
-        return tensor
-    return array
+        return np.asarray(value) if tensor is None else tensor
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(f"{name} cannot be made an array: {' '.join(str(error).split())}") from None
 
 
 def _bfloat16_tensor(value: object) -> Array | None:

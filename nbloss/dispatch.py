@@ -67,7 +67,7 @@ def solve(
     *,
     value: bool,
     form: int = LOSS_ONLY,
-    out: object = None,
+    out: Any = None,
     grad_output: ArrayLike | None = None,
     key: Key | None,
     given: Given,
@@ -86,12 +86,13 @@ def solve(
     if problem.backend == "cuda":
         cuda = _cuda()
         on_its_device = cuda.run if is_device_view(problem.x) else cuda.through_device
-        return on_its_device(problem, value, form, written, in_place, factor), written
+        return on_its_device(problem, value, form, written, in_place, factor), written if out is None else out
     plan, lasting = _cpu().plan(problem, value, form, written, in_place, factor)
     if key is not None and lasting:
         keep(key, plan, problem, given, factor if factor is not grad_output else None)
     weights = {n: a for n in WEIGHTS if (a := getattr(problem, n, None)) is not None}
-    return plan(problem.x, problem.target, written, factor if factor.ndim else float(factor), **weights), written
+    found = plan(problem.x, problem.target, written, factor if factor.ndim else float(factor), **weights)
+    return found, written if out is None else out
 
 
 @functools.cache

@@ -559,7 +559,11 @@ def _map_rows(x: ArrayLike, axis: SupportsIndex, out: object, backend: Backend, 
     def solved(called: list[Any]) -> tuple[Any, Any]:
         x, out, *_ = called
         values = arguments.as_floats("x", x)
-        flat = out.reshape(1) if isinstance(out, np.ndarray) and out.shape == values.shape == () else out
+        flat = out
+        if values.shape == () and isinstance(out, np.ndarray):
+            if out.shape != ():
+                raise ValueError(f"out must have the input's shape (), got {out.shape}")
+            flat = out.reshape(1)
         rows = choose(backend, stream, arguments.rows(values, axis))
         given = x if flat is out else np.asarray(x).reshape(1)
         result = solve(rows, value=False, form=form, out=flat, key=key, given=(given, None, {}))[1]

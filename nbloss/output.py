@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nbloss.arguments import as_real, converted
+from nbloss.arguments import as_array, as_real, converted
 from nbloss.problem import FLOAT64, Array, Pointwise, Rowwise, compute_dtype, device_of, is_device_view
 
-_APART = "{} must be where the input is: both on the host, or both on one device"
+APART = "{} must be where the input is: both on the host, or both on one device"
 _OVERLAP = "out must be the input itself or apart from all arguments, but it overlaps {}"
 _ONE = np.array(1.0)
 
@@ -28,7 +28,7 @@ def upstream(problem: Pointwise | Rowwise, grad_output: ArrayLike | None) -> Arr
     each = is_device_view(factor) or (factor.ndim and isinstance(problem, Pointwise))
     factor = converted(factor, computed if each else FLOAT64)
     if device_of(factor) != device_of(problem.x) and (factor.ndim or is_device_view(factor)):
-        raise TypeError(_APART.format("grad_output"))
+        raise TypeError(APART.format("grad_output"))
     if factor.ndim == 0 or (problem.reduction == "none" and factor.shape == problem.shape):
         return factor
     expected = f"a scalar or of the loss's shape {problem.shape}" if problem.reduction == "none" else "a scalar"
@@ -58,13 +58,15 @@ def array_for(
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if not (type(out) is type(x) is np.ndarray) and device_of(out) != device_of(x):
-        raise TypeError(_APART.format("out"))
+        raise TypeError(APART.format("out"))
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError("out must not be a masked array")
     if out.shape != x.shape:
         raise ValueError(f"out must have the input's shape {x.shape}, got {out.shape}")
     if out.dtype != x.dtype and out.dtype.newbyteorder("=") != x.dtype:
         raise TypeError(f"out must have the input's dtype {x.dtype}, got {out.dtype}")
+    if type(out) is not np.ndarray and not is_device_view(out):
+        out = out.view(np.ndarray)  # some subclasses are of two axes whatever is done with them
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
     if not out.flags.c_contiguous and _overlaps_itself(out):
@@ -91,8 +93,8 @@ def _memory_of(value: object) -> Array | None:
     if value is None or isinstance(value, (str, int, float, list, tuple)):
         return None
     try:
-        return np.asarray(value)
-    except Exception:  # whatever a foreign object raises: it is refused elsewhere, or is no array
+        return as_array("", value)
+    except TypeError:  # it is refused elsewhere, or is no array
         return None
 
 
@@ -110,7 +112,7 @@ def are_on_device(problem: Pointwise | Rowwise) -> bool:
         if array is not None and not (host and type(array) is np.ndarray) and device_of(array) != device:
             number = device_of(array) is None and isinstance(problem, Pointwise) and not any(array.strides)
             if not number:
-                raise TypeError(_APART.format(_argument(name)))
+                raise TypeError(APART.format(_argument(name)))
     return device is not None
 
 

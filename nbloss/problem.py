@@ -136,15 +136,20 @@ def bfloat16() -> np.dtype[Any]:
     return wanted
 
 
+class DeviceMemory(np.ndarray[tuple[int, ...], np.dtype[Any]]):
+    """Memory of a device (see nbloss.cuda.arrays): it has a shape and a dtype, and cannot be read from the host."""
+
+    home: Any  # the device and the stream
+
+
 def is_device_view(value: object) -> TypeGuard[Any]:
-    """Whether this is memory of a device (nbloss.cuda.arrays): it has a shape and a dtype, and cannot be read here."""
-    return device_of(value) is not None
+    """Whether this is memory of a device."""
+    return isinstance(value, DeviceMemory)
 
 
 def device_of(value: object) -> int | None:
     """The number of the device that an array is on; None on the host."""
-    home = getattr(value, "home", None)
-    return None if home is None else home.number
+    return value.home.number if isinstance(value, DeviceMemory) else None
 
 
 def compute_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

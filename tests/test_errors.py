@@ -23,6 +23,16 @@ FIRST_ARGUMENT = {
 }
 
 
+class Busy:
+    """An array of a library that tells neither where it is nor what it holds."""
+
+    def __dlpack_device__(self):
+        raise ValueError("unknown device")
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("not now,\nso")
+
+
 def arguments(name):
     """Good arguments of a loss."""
     x = np.linspace(0.05, 0.95, 12).reshape(4, 3)
@@ -206,6 +216,15 @@ class TestEveryLoss:
 
     def test_ragged_list(self, name):
         refuses(TypeError, r"cannot be made an array", getattr(nbloss, name), [[1.0, 2.0], [3.0]], arguments(name)[1])
+
+    def test_arrays_that_their_library_does_not_give(self, name):
+        """Whatever it raises is told in one line, with the argument's name."""
+        argument = FIRST_ARGUMENT[name]
+        x, target = arguments(name)
+        refuses(TypeError, rf"{argument} cannot be made an array: not now, so", getattr(nbloss, name), Busy(), target)
+        refuses(TypeError, r"target cannot be made an array: not now, so", getattr(nbloss, name), x, Busy())
+        with pytest.raises(TypeError, match=r"grad_output cannot be made an array: not now, so"):
+            getattr(nbloss, name).grad(x, target, Busy())
 
     def test_dtype_of_the_target(self, name):
         x, target = arguments(name)

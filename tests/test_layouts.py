@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from conftest import CUDA, SIMULATED, close, few
+from conftest import CUDA, POINTWISE, SIMULATED, close, few
 from scipy import special
 
 import nbloss
@@ -415,8 +415,75 @@ def test_bfloat16_tensors(rng, monkeypatch, installed):
     assert nbloss.softmax(tensors[0]).dtype == BFLOAT16
     with pytest.raises(TypeError, match="out must be"):
         nbloss.softmax(x, out=tensors[0])
+    before = t.copy()
+    for factor in (np.ones((4, 5)).tolist(), np.float16(1)):  # of which there are no plans
+        with pytest.raises(ValueError, match=r"out must be .* overlaps target"):
+            nbloss.mse_loss.grad(x, tensors[1], factor, t, reduction="none")
+    with pytest.raises(ValueError, match=r"out must be .* overlaps grad_output"):
+        nbloss.mse_loss.grad(x, x, tensors[1], t, reduction="none")
+    np.testing.assert_array_equal(t, before)
     nbloss.mse_loss.grad(tensors[0], t, out=x)
     np.testing.assert_array_equal(tensors[0].view(torch.int16).numpy(), x.view(np.int16))  # x is its memory
+
+
+def test_bfloat16_of_the_other_byte_order(rng):
+    x, q = rng.random((2, 4, 5)).astype(BFLOAT16)
+    swapped = [a.astype(BFLOAT16.newbyteorder(">")) for a in (x, q)]
+    labels = np.array([0, 4, 2, 1])
+    for loss, target, others in (
+        (nbloss.mse_loss, q, swapped),
+        (nbloss.cross_entropy, q, swapped),
+        (nbloss.cross_entropy, labels, (swapped[0], labels)),
+    ):
+        expected, gradient = loss.value_and_grad(x, target)
+        found, given = loss.value_and_grad(*others)
+        assert found == expected
+        np.testing.assert_array_equal(given, gradient)
+    for function in (nbloss.softmax, nbloss.logsumexp):
+        np.testing.assert_array_equal(function(swapped[0]), function(x))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", *POINTWISE])
+def test_out_of_a_subclass(rng, name):
+    """It is written to, and returned, as it is; one that has two axes whatever is done with it, too."""
+    x, t = rng.random((2, 4, 6), np.float32)
+    target = np.array([5, 0, 1, 2]) if name == "cross_entropy" else t
+    loss = getattr(nbloss, name)
+    for reduction in ("mean", "none"):
+        expected = loss.value_and_grad(x, target, reduction=reduction)
+        for kind in (np.matrix, np.recarray, np.memmap):
+            out = np.zeros((4, 6), np.float32).view(kind)
+            found, gradient = loss.value_and_grad(x, target, out=out, reduction=reduction)
+            assert gradient is out
+            np.testing.assert_array_equal(found, expected[0])
+            np.testing.assert_array_equal(np.asarray(out), expected[1])
+    with pytest.raises(ValueError, match=r"out must have the input's shape \(4, 6\), got \(6, 4\)"):
+        loss.grad(x, target, out=np.zeros((4, 6), np.float32).view(np.matrix).T)
+    assert nbloss.softmax(x, out=out) is out
+    np.testing.assert_array_equal(np.asarray(out), nbloss.softmax(x))
+
+
+class Places:
+    """An array-like with an attribute that arrays on a device have, as a table's column of this name is one."""
+
+    home = "a column"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([[1.0, 2.0], [3.0, 5.0]])
+
+
+def test_attributes_of_other_objects():
+    assert nbloss.cross_entropy(Places(), [0, 1]) == nbloss.cross_entropy(np.asarray(Places()), [0, 1])
+    assert nbloss.mse_loss(Places(), Places()) == 0
+
+
+def test_a_number_and_an_array_of_one_are_not_of_one_shape():
+    for x, out in ((np.array(3.0), np.empty(1)), (np.array([3.0]), np.empty(()))):
+        with pytest.raises(ValueError, match=r"out must have the input's shape"):
+            nbloss.softmax(x, out=out)
+    out = np.empty(())
+    assert nbloss.softmax(np.array(3.0), out=out) is out
+    assert out == 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", BFLOAT16], ids=str)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nbloss.problem import Array
+from nbloss.problem import Array, DeviceMemory
 
 if TYPE_CHECKING:
     from nbloss.cuda.device import Home
@@ -57,11 +57,14 @@ def on_device(value: object) -> bool:
         return False
     ask = getattr(value, "__dlpack_device__", None)
     if ask is not None:
-        return ask()[0] in DLPACK_CUDA
+        try:
+            return ask()[0] in DLPACK_CUDA
+        except Exception:  # whatever a library raises for an array that is nowhere
+            return False
     return hasattr(value, "__cuda_array_interface__")
 
 
-class DeviceView(np.ndarray[tuple[int, ...], np.dtype[Any]]):
+class DeviceView(DeviceMemory):
     """Shape, strides, dtype and address of device memory; its elements cannot be read from the host."""
 
     home: Home  # the device and the stream
