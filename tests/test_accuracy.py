@@ -282,6 +282,13 @@ def test_float32_mean_over_many_elements(rng):
     assert ulps(nbloss.cross_entropy(x, labels), rows.mean()) <= 1
 
 
+@pytest.mark.skipif(SIMULATED, reason="one simulated thread would do all classes of a row")
+def test_more_equal_classes_than_float32_counts():
+    """Ones that are added in float32 end at 2^24."""
+    x = np.broadcast_to(np.float32(0), (2**25, 2))
+    assert ulps(nbloss.logsumexp(x, axis=0), np.log(LONG(2**25))).max() <= 1
+
+
 @pytest.mark.parametrize("layout", ["side by side", "strided"])
 def test_mean_over_many_weighted_labels(layout):
     """Added one by one, 2^20 weights of 0.1 are off by a thousand ulp."""

@@ -278,6 +278,25 @@ class TestRefusals:
         with pytest.raises(TypeError, match="out must be where the input is"):
             nbloss.cross_entropy.grad(Foreign(x), Foreign(labels), out=Foreign(x, number=1))
 
+    @pytest.mark.skipif(not SIMULATED, reason="needs a second device")
+    def test_a_stream_of_another_device(self, rng, monkeypatch):
+        """Nothing is started on it, nor made to wait for it: the driver would raise an error of its own."""
+        x, _ = self.arguments(rng)
+        made = nbloss.softmax(Foreign(x, number=1))
+
+        def check_stream(number, stream):
+            if stream and number:
+                raise ValueError("stream must be one of device 1")
+
+        order = []
+        monkeypatch.setattr(device.memory(), "check_stream", check_stream)
+        monkeypatch.setattr(device.memory(), "order", lambda *streams: order.append(streams))
+        with pytest.raises(ValueError, match="stream must be one of device 1"):
+            nbloss.softmax(made, stream=16)
+        with pytest.raises(TypeError, match="target must be where the input is"):
+            nbloss.mse_loss(Foreign(x), made, stream=16)
+        assert order == [(1, 0, 16)] * 2
+
     def test_read_only_out(self, rng):
         x, labels = self.arguments(rng)
         with pytest.raises(ValueError, match="out must be writable"):
@@ -309,6 +328,9 @@ class TestRefusals:
             nbloss.cross_entropy(x.astype(ml_dtypes.bfloat16), labels, backend="cuda")
         with pytest.raises(TypeError, match="logits must be float16, bfloat16, float32 or float64, got int64"):
             nbloss.cross_entropy(Foreign(labels), Foreign(labels))
+        monkeypatch.setattr(device.memory(), "capability", lambda number: (6, 1))
+        with pytest.raises(RuntimeError, match=r"compute capability 7\.0 or above, got 6\.1"):
+            nbloss.cross_entropy(Foreign(x), Foreign(labels))
 
     @pytest.mark.parametrize("stream", ["0", 1.5, object(), True])
     def test_streams(self, rng, stream):
@@ -345,10 +367,28 @@ def test_the_stream_of_a_library_waits(rng, monkeypatch):
     monkeypatch.setattr(device.memory(), "stream_of", lambda value: 48)
     x, t = Foreign(rng.random((4, 3))), Foreign(rng.random((4, 3)))
     nbloss.mse_loss.grad(x, t, out=x)
-    assert order == [(0, 48)] * 3
+    assert order == [(0, 48)]
     order.clear()
     nbloss.mse_loss.grad(x, t, out=x, stream=32)
     assert order == []
+
+
+@pytest.mark.skipif(not SIMULATED, reason="streams that are but numbers")
+def test_a_library_without_a_known_stream_is_waited_for(rng, monkeypatch):
+    """It may use an array's memory again as soon as the call lets go of it; a user who gives a stream sees to that."""
+    waits = []
+    monkeypatch.setattr(device.memory(), "wait", lambda *place: waits.append(place))
+    x, t = Foreign(rng.random((4, 3))), Foreign(rng.random((4, 3)))
+    for _ in range(3):  # a plan is made, and done
+        waits.clear()
+        nbloss.mse_loss(x, t, check=False)
+        assert waits == [(0, 0)]
+    nbloss.mse_loss(x, t, check=False, stream=32)
+    assert waits == [(0, 0)]
+    made = nbloss.softmax(x, stream=32)
+    waits.clear()
+    nbloss.softmax(made)
+    assert waits == []
 
 
 def test_weights_that_are_repeated(rng, monkeypatch):

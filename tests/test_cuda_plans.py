@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import sys
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +233,7 @@ def test_other_streams(rng, monkeypatch):
     monkeypatch.setattr(device.memory(), "launch", lambda *a: (seen.append(a[4]), launch(*a)))
     monkeypatch.setattr(device.memory(), "order", lambda *a: (seen.append(a[1:]), order(*a)))
     monkeypatch.setattr(device.memory(), "allocate", lambda *a: (seen.append(a[2]), allocate(*a))[1])
+    monkeypatch.setattr(device.memory(), "stream_of", lambda value: 16)
     for turn, stream in enumerate((32, 32, 32, 48, 0)):
         seen.clear()
         gradient = nbloss.cross_entropy.grad(made, t, stream=stream or None, check=False)
@@ -346,3 +348,20 @@ def test_tensors(monkeypatch):
         {"data_ptr": lambda: 0},
     ):
         assert driver._layout_of_tensor(torch, Tensor(**different), 9) is None
+
+
+def test_streams_of_libraries(monkeypatch):
+    pytest.importorskip("cuda.core")
+    from nbloss.cuda import driver
+
+    stream = types.SimpleNamespace(ptr=5)
+    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(get_current_stream=lambda: stream))
+    torch = types.SimpleNamespace(Tensor=Tensor, _C=types.SimpleNamespace(_cuda_getCurrentRawStream=lambda n: 7 + n))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+    def array_of(module):
+        return type("Array", (), {"__module__": module})()
+
+    found = [driver.stream_of(array) for array in (Tensor(), *map(array_of, ("cupy", "numba.cuda.cudadrv", "jaxlib")))]
+    assert found == [8, 5, 0, None]

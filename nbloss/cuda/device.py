@@ -85,9 +85,21 @@ class Home:
         return shared
 
     def check_dtype(self, name: str, dtype: np.dtype[Any]) -> None:
-        """TypeError for a dtype that this device cannot compute."""
+        """An error for a device that cannot run the kernels, and a TypeError for a dtype that it cannot compute."""
+        if self.capability < (7, 0):  # its loads know of no cache policy
+            raise RuntimeError(
+                f"a device must be of compute capability 7.0 or above, got {'.'.join(map(str, self.capability))}"
+            )
         if is_bfloat16(dtype) and not self.capability >= (8, 0):
             raise TypeError(f"{name} must not be bfloat16 on a device below compute capability 8.0")
+
+    def precede(self, stream: int) -> None:
+        """Let what is started on another stream from now on wait for what is under way on this one."""
+        self._memory.order(self.number, self.stream, stream)
+
+    def wait(self) -> None:
+        """Wait until all that was started is done."""
+        self._memory.wait(self.number, self.stream)
 
     def allocate(self, size: int) -> tuple[int, object]:
         """(address, owner) of new memory."""

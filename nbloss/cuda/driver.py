@@ -68,12 +68,14 @@ def _layout_of_tensor(torch: Any, tensor: Any, stream: int) -> Layout | None:
 
 
 def stream_of(value: Any) -> int | None:
-    """The stream that its library works on, of an array that says so within a microsecond."""
+    """The stream that an array's library works on now, if that is known; Numba's memory is free when all is done."""
     torch = sys.modules.get("torch")
-    if torch is None or type(value) is not torch.Tensor:
-        return None
-    stream: int = torch._C._cuda_getCurrentRawStream(value.get_device())
-    return stream
+    if torch is not None and isinstance(value, torch.Tensor):
+        return int(torch._C._cuda_getCurrentRawStream(value.get_device()))
+    library = type(value).__module__.partition(".")[0]
+    if library == "cupy":
+        return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+    return 0 if library == "numba" else None
 
 
 @cache
@@ -145,6 +147,12 @@ def copy_to_device(address: int, source: int, size: int, number: int, stream: in
     """Copy; the source may change as soon as this returns, for the driver has staged what is not page-locked."""
     with on(number):
         _checked(driver.cuMemcpyHtoDAsync(address, source, size, stream))
+
+
+def wait(number: int, stream: int) -> None:
+    """Wait until all that was started on the stream is done."""
+    with on(number):
+        _checked(driver.cuStreamSynchronize(stream))
 
 
 def clear(address: int, size: int, number: int, stream: int) -> None:

@@ -65,18 +65,18 @@ def planes(code, mass_code, form, dense, wide):
         q_row = q + i * q_outer + first * q_inner if q != 0 else q
 
         # Of each row: below, the sum of exp(x - m) over classes below m, what was rounded away of it (1e-4 of a sum of
-        # 130000 equal terms), and ties, the number of those at m.
+        # 130000 equal terms), and ties, the number of those at m: as a float32, it would end at 2^24.
         v = cuda.local.array(values, dtype)
         m = cuda.local.array(lanes, dtype)
         below = cuda.local.array(lanes, dtype)
         below_lost = cuda.local.array(lanes, dtype)
-        ties = cuda.local.array(lanes, dtype)
+        ties = cuda.local.array(lanes, np.uint32)
         centre = cuda.local.array(lanes, dtype)
         shift = cuda.local.array(lanes, dtype)
         unit = cuda.local.array(lanes, dtype)
         per_unit = cuda.local.array(lanes, dtype)
         for k in range(lanes):
-            m[k], below[k], below_lost[k], ties[k] = lowest, nothing, nothing, nothing
+            m[k], below[k], below_lost[k], ties[k] = lowest, nothing, nothing, 0
             centre[k], shift[k], unit[k], per_unit[k] = around(nothing)
         # An ignored row may be read beside its neighbours, never used.
         for j in range(0, classes, depth):
@@ -88,14 +88,14 @@ def planes(code, mass_code, form, dense, wide):
                 state = centre[k], shift[k], unit[k], per_unit[k]
                 if top > m[k]:
                     state = around(top)
-                    below[k] = moved(below[k] + below_lost[k], ties[k], m[k], state)
-                    m[k], below_lost[k], ties[k] = top, nothing, nothing
+                    below[k] = moved(below[k] + below_lost[k], dtype(ties[k]), m[k], state)
+                    m[k], below_lost[k], ties[k] = top, nothing, 0
                     centre[k], shift[k], unit[k], per_unit[k] = state
                 plain = nothing
                 for d in range(depth):
                     e = scaled_exp(v[d * lanes + k], state)
                     if e == state[UNIT]:
-                        ties[k] += one
+                        ties[k] += 1
                     else:
                         plain += e
                 below[k], lost = two_sum(below[k], plain * state[PER_UNIT])
@@ -106,7 +106,7 @@ def planes(code, mass_code, form, dense, wide):
         gap = cuda.local.array(lanes, dtype)
         mass_sum = cuda.local.array(lanes, dtype)
         for k in range(lanes):
-            r[k] = others(below[k] + below_lost[k], ties[k], m[k])
+            r[k] = others(below[k] + below_lost[k], dtype(ties[k]), m[k])
             label[k], gap[k], mass_sum[k] = -1, nothing, nothing
             if t != 0:
                 label[k] = load_label(t + i * t_outer + (first + k) * t_inner, t_code, ignore)

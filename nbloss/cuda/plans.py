@@ -9,7 +9,7 @@ that it takes is compiled before a kernel is started that writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from nbloss.cuda import choices, device
 from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, delivered, extent, parameters
 from nbloss.cuda.device import Home, arrived, layout_of, stream_pointer
 from nbloss.cuda.intrinsics import VECTOR_BYTES
+from nbloss.output import APART
 from nbloss.plans import FLOATS, MOST_PLANS
 from nbloss.problem import Array
 
@@ -32,38 +33,44 @@ def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], ther
     stream = values[names.index("stream")] if "stream" in names else None
     pointer = stream_pointer(stream)
     layouts = {k: layout_of(names[k], values[k], pointer) for k in there}
+    number = layouts[there[0]].number
+    for k in there:
+        if layouts[k].number != number:
+            raise TypeError(APART.format(names[k]))
+    home = Home(number, stream)
     key = _key(entry, names, values, layouts)
     try:
-        return _made(key, solve, names, values, layouts, stream)
+        return _made(key, solve, names, values, layouts, home)
     finally:  # a call that raises may have started something too
-        for k, layout in layouts.items():
-            theirs = _stream_of(values[k], stream)
-            if theirs is not None:
-                # What is done next with the array goes in the order of this one, which knows nothing of the call.
-                device.memory().order(layout.number, pointer, theirs)
+        # What is done next with an array comes after the call, of which the owner of its memory knows nothing. A user
+        # who gives a stream takes charge of what other libraries do.
+        told = stream is not None
+        theirs = dict.fromkeys(_stream_of(values[k]) for k in there if not told or isinstance(values[k], DeviceArray))
+        if None in theirs:  # memory that is let go of may be used again at once, on a stream that nobody knows
+            home.wait()
+            theirs.clear()
+        for other in theirs:
+            home.precede(cast(int, other))
 
 
-def _stream_of(value: Any, given: object) -> int | None:
-    """The stream of an array's library, if it is known and the user has not taken charge with a stream of their own."""
-    if isinstance(value, DeviceArray):
-        return value.stream
-    theirs: int | None = device.memory().stream_of(value) if given is None else None
+def _stream_of(value: Any) -> int | None:
+    """The stream that an array's owner works on, if that is known."""
+    theirs: int | None = value.stream if isinstance(value, DeviceArray) else device.memory().stream_of(value)
     return theirs
 
 
 def _made(
-    key: Key | None, solve: Solve, names: Sequence[str], values: list[Any], layouts: Layouts, stream: object
+    key: Key | None, solve: Solve, names: Sequence[str], values: list[Any], layouts: Layouts, home: Home
 ) -> tuple[Any, Any]:
     plan = _plans.get(key)
     if plan is None and key is not None and (key in _plans or _is_in_place(_out(names, layouts), layouts)):
         plan = _kept(key, _rehearsed(solve, names, values, layouts))
     made = None
     if plan is not None:
-        home = Home(layouts[0].number, stream)
         with device.memory().on(home.number):
             made = plan.done(home, layouts.values(), values)
     if made is None:
-        views = {k: arrived(names[k], values[k], layout, Home(layout.number, stream)) for k, layout in layouts.items()}
+        views = {k: arrived(names[k], values[k], layout, home) for k, layout in layouts.items()}
         loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
         made = delivered(loss), delivered(gradient)
         if key is not None and plan is None:
@@ -184,8 +191,7 @@ def _rehearsed(solve: Solve, names: Sequence[str], values: Sequence[Any], layout
         places[out] = places[0]
     views = {}
     for k, layout in layouts.items():
-        there = home if layout.number == home.number else Home(layout.number, None)
-        views[k] = arrived(names[k], values[k], layout._replace(address=places[k]), there)
+        views[k] = arrived(names[k], values[k], layout._replace(address=places[k]), home)
     loss, gradient = solve([views.get(k, value) for k, value in enumerate(values)])
 
     def result(view: Any) -> Result | int | None:
