@@ -68,7 +68,21 @@ def units_of_rows(monkeypatch):
     monkeypatch.setattr(rowwise, "FEW", 8)
 
 
-@pytest.fixture(params=[DEVICE] if CUDA else ["cpu-serial", "cpu-parallel"])
+BACKENDS = [DEVICE] if CUDA else ["cpu-serial", "cpu-parallel"]
+
+
+def on_backends(dtypes):
+    """A test on every backend and with every dtype, but that float16 is left to one thread, bfloat16 to several.
+
+    Their kernels differ from those of float32 in how a vector is loaded and stored, which is compiled in the same way
+    for one thread and for several: each of 26 kernels takes the compiler some seconds.
+    """
+    left_out = {("cpu-parallel", "float16"), ("cpu-serial", "bfloat16")}
+    pairs = [(b, d) for d in dtypes for b in BACKENDS if (b, np.dtype(d).name) not in left_out]
+    return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=str, indirect=["backend"])
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
     """Many small blocks, on one thread or on all."""
     if CUDA:

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from conftest import CUDA, POINTWISE, SIMULATED, close, few, share
+from conftest import CUDA, POINTWISE, SIMULATED, close, few, on_backends, share
 from scipy import special
 
 import nbloss
@@ -83,7 +83,7 @@ def test_cross_entropy(backend, rng, shape, axis, kind, dtype):
         check_entry_points(nbloss.cross_entropy, expected, (x, target), options, grad_output, x.dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@on_backends(DTYPES)
 @pytest.mark.parametrize("kind", ["index", "probabilities"])
 @pytest.mark.parametrize(
     ("shape", "axis"), [((37, 10), 1), ((20, 100), 1), ((4, 300), 1), ((4, 500), 1), ((2, 6, 33), 1)]
@@ -96,7 +96,7 @@ def test_cross_entropy_of_every_dtype(backend, rng, dtype, kind, shape, axis):
 
 
 @pytest.mark.parametrize(("shape", "axis"), ROW_SHAPES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@on_backends(DTYPES)
 def test_nll_loss(backend, rng, shape, axis, dtype):
     options = list(itertools.product(("mean", "sum", "none"), (False, True)))
     for reduction, weighted in share(options, DTYPES.index(dtype), of=3):
@@ -111,7 +111,7 @@ def test_nll_loss(backend, rng, shape, axis, dtype):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (17,), (9, 30), (3, 5, 7), (few(5000, 150),), (2, few(4100, 150))])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@on_backends(DTYPES)
 @pytest.mark.parametrize("name", POINTWISE)
 def test_pointwise(backend, rng, name, dtype, shape):
     options = list(itertools.product(("mean", "sum", "none"), (None, shape, shape[-1:], ())))
@@ -130,7 +130,7 @@ def test_pointwise(backend, rng, name, dtype, shape):
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("shape", [(3000, 2), (700, 3), (401, 10), (5, 1000), (2, 6, 21)])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@on_backends(["float16", "float32", "float64"])
 def test_weights_of_short_lines(backend, rng, dtype, shape):
     """A weight a column, a row, or of a layout of its own, beside arrays of which several lines are one."""
     x, target = rng.normal(0, 3, shape).astype(dtype), rng.random(shape).astype(dtype)
@@ -220,7 +220,7 @@ def test_class_probabilities_of_other_dtypes(rng, dtype, kind, shape):
             np.testing.assert_array_equal(result, wanted)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@on_backends(DTYPES)
 @pytest.mark.parametrize(
     ("shape", "axis"), [((), -1), ((6,), 0), ((3, 4), 0), ((3, 4), -1), ((2, 700), 1), ((2, 5, 40), 1)]
 )

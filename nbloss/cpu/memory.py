@@ -73,7 +73,7 @@ class Fields:
 
 
 def pointer_to(context, builder, sig, args, to, n=0):
-    """The address of an element of a unit-stride array, as that of what is there: of n arguments on, the first two."""
+    """The address of element args[n + 1] of the unit-stride array args[n], as that of a `to`."""
     array = Fields(context, builder, sig.args[n], args[n])
     index = context.cast(builder, args[n + 1], sig.args[n + 1], types.intp)
     return builder.bitcast(builder.gep(array.data, [index]), to.as_pointer())

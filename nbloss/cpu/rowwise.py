@@ -191,8 +191,8 @@ def _cut_for_groups(x: Array, step: int) -> Cut:
     return Cut(GROUPS, units, elements, per_unit, room=room_of_group(classes, step))
 
 
-def _are_lined_up(x: Array, step: int) -> bool:
-    """Whether rows fill more than a vector, and lie side by side."""
+def _fill_lines(x: Array, step: int) -> bool:
+    """Whether rows lie side by side, and are more than a vector of them."""
     return x.strides[3] == x.itemsize and x.shape[3] > step
 
 
@@ -204,13 +204,13 @@ def _whole(x: Array, step: int) -> int:
 def _tallest(x: Array, step: int, kind: int, form: int) -> int:
     """Most bytes of a vector of rows that goes through a tile."""
     soon = form == LOSS_ONLY or (kind == PROBABILITIES and _whole(x, step) >= WIDEST * step)
-    return TALLEST // 4 if soon and _are_lined_up(x, step) and x.itemsize > 2 else TALLEST
+    return TALLEST // 4 if soon and _fill_lines(x, step) and x.itemsize > 2 else TALLEST
 
 
 def _cut_for_streams(x: Array, step: int, fold: int) -> Cut:
     _, outer, classes, _ = x.shape
     whole = _whole(x, step)
-    groups = -(-whole // (step * WIDEST_STREAM)) if _are_lined_up(x, step) else whole // step
+    groups = -(-whole // (step * WIDEST_STREAM)) if _fill_lines(x, step) else whole // step
     breadth = -(-whole // (step * groups))
     units, elements = outer * groups, classes // fold * min(breadth * step, whole)
     cuts = max(1, min(-(-PIECES // units), elements // PIECE))
@@ -221,7 +221,7 @@ def _cut_for_streams(x: Array, step: int, fold: int) -> Cut:
 def _cut_for_tiles(x: Array, step: int, past_caches: bool) -> Cut:
     _, outer, classes, inner = x.shape
     per_unit, breadth = SHARED if outer > 1 and abs(x.strides[1]) < abs(x.strides[3]) else LINED_UP, 1
-    if _are_lined_up(x, step):
+    if _fill_lines(x, step):
         vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
         # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache of
         # their own.
