@@ -123,7 +123,8 @@ def _numpy_bce_with_logits(x: Array, truth: Array) -> tuple[float, Array]:
 if __name__ == "__main__":
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit("interrupted") from None
     except BrokenPipeError:  # nobody reads on; Python would say so once more at its exit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import os
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from nbloss.cuda import device
+from nbloss.processes import undivided
 
 
 def set_num_threads(n: SupportsIndex) -> None:
@@ -34,8 +36,7 @@ def set_num_threads(n: SupportsIndex) -> None:
     >>> nbloss.get_num_threads()
     1
     """
-    from nbloss.cpu import launch
-
+    launch = _launch()
     try:
         count = operator.index(n)
     except TypeError:
@@ -56,9 +57,14 @@ def get_num_threads() -> int:
     >>> nbloss.get_num_threads() >= 1
     True
     """
-    from nbloss.cpu import launch
+    threads: int = _launch().get_num_threads()
+    return threads
 
-    return launch.get_num_threads()
+
+def _launch() -> Any:
+    with undivided():
+        from nbloss.cpu import launch
+    return launch
 
 
 def warmup(
@@ -91,11 +97,11 @@ def warmup(
     >>> import nbloss, io
     >>> nbloss.warmup(losses=["mse_loss"], file=io.StringIO())
     """
-    from nbloss.cpu import ahead
-
+    with undivided():
+        from nbloss.cpu import ahead
     names: list[Any] = [d if isinstance(d, str) or d is None else np.dtype(d).name for d in _several(dtypes)]
     steps = ahead.kernels_of(names, None if losses is None else _several(losses))
-    stream = file or sys.stderr
+    stream = file or sys.stderr or io.StringIO()
     begin = time.perf_counter()
     for done, (label, compile_it) in enumerate(steps, 1):
         print(f"[{done}/{len(steps)}] {label}", end=" ", file=stream, flush=True)
@@ -118,19 +124,21 @@ def show_config(file: TextIO | None = None) -> None:
     >>> import nbloss, io
     >>> nbloss.show_config(io.StringIO())
     """
-    for name, value in _config():
-        print(f"{name:<18}{value}", file=file or sys.stdout)
+    stream = file or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    for name, value in _config():  # a folder's name may be of other characters than the stream's
+        print(f"{name:<18}{value}".encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _config() -> list[tuple[str, str]]:
     import platform
 
+    launch = _launch()
     import llvmlite.binding as llvm
     import numba
 
     import nbloss
     from nbloss.cpu import compile as compiler
-    from nbloss.cpu import launch
 
     slow = "usable, as plain Python and very slow: NUMBA_DISABLE_JIT is set"
     features = llvm.get_host_cpu_features()

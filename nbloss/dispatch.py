@@ -15,6 +15,7 @@ from nbloss.cuda.arrays import on_device
 from nbloss.errors import shown
 from nbloss.plans import FACTORS, WEIGHTS, Given, Key, keep, key_of, replay, with_factor
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array, Backend, Pointwise, Rowwise, is_device_view
+from nbloss.processes import undivided
 
 P = ParamSpec("P")
 Problem = TypeVar("Problem", Pointwise, Rowwise)
@@ -98,8 +99,8 @@ def solve(
 @functools.cache
 def _cpu() -> Any:
     """The CPU backend. Numba is imported here, at the first computation."""
-    from nbloss.cpu import solve as cpu
-
+    with undivided():
+        from nbloss.cpu import solve as cpu
     return cpu
 
 
@@ -115,16 +116,16 @@ def _device() -> Any:
 def _plans_for(argument: str) -> Any:
     """Calls on device arrays, of which this argument is one. CUDA is imported here too."""
     _device().require(f"{argument} is a device array, and the CUDA backend")
-    from nbloss.cuda import plans
-
+    with undivided():
+        from nbloss.cuda import plans
     return plans
 
 
 @functools.cache
 def _cuda() -> Any:
     """The CUDA backend. CUDA is imported here, when it is asked for."""
-    from nbloss.cuda import solve as cuda
-
+    with undivided():
+        from nbloss.cuda import solve as cuda
     return cuda
 
 

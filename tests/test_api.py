@@ -161,7 +161,7 @@ def test_module_commands():
     assert nothing.returncode == 2
     assert "no loss to warm up" in nothing.stderr
     several = subprocess.run([*warm[:-1], "mse_loss,l1_loss"], capture_output=True, text=True, check=True).stderr
-    assert "4 kernels ready" in several
+    assert "6 kernels ready" in several  # and the sum of their weights
     version = subprocess.run([*warm[:3], "--version"], capture_output=True, text=True, check=True).stdout
     assert version == f"nbloss {nbloss.__version__}\n"
     without = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
@@ -171,9 +171,14 @@ def test_module_commands():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes and signals")
-def test_commands_that_are_cut_short():
+def test_commands_that_are_cut_short(tmp_path):
     """One line or none, where nobody reads their output and after Ctrl-C."""
     program = [sys.executable, "-m", "nbloss", "info"]
+    closed = subprocess.run(["sh", "-c", '"$@" >&-', "-", *program], capture_output=True, check=True)
+    assert closed.stderr == b""
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "NUMBA_CACHE_DIR": str(tmp_path / "é")}
+    info = subprocess.run(program, env=ascii_only, capture_output=True, check=True)
+    assert b"\\xe9" in info.stdout
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as info:
         info.stdout.close()
         assert info.stderr.read() == b""

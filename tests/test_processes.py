@@ -172,6 +172,56 @@ def test_fork_while_other_threads_compute_and_compile(expected, tmp_path):
     assert run(code, NUMBA_CACHE_DIR=tmp_path) == expected
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_after_the_parallel_work_of_another_package(expected):
+    """nbloss has been imported, and has computed nothing yet."""
+    layer_or_skip("omp")
+    code = """
+    import warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from numba import njit, prange
+    @njit(parallel=True)
+    def total(a):
+        s = 0.0
+        for i in prange(a.size): s += a[i]
+        return s
+    total(np.ones(100_000))
+    child = os.fork()
+    if not child:
+        import signal
+        signal.alarm(60)
+        from nbloss.cpu import launch
+        launch.PARALLEL = 0
+        print(job(), nbloss.get_num_threads(), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    """
+    assert run(code, NUMBA_THREADING_LAYER="omp") == f"{expected} 1"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("seconds", [0.05, 0.2])
+def test_fork_while_another_thread_imports_numba(seconds):
+    """The child would wait for a module's lock, of which the owner did not come along."""
+    code = f"""
+    import time, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    thread = threading.Thread(target=lambda: nbloss.mse_loss(x, x))
+    thread.start()
+    time.sleep({seconds})
+    assert thread.is_alive()
+    child = os.fork()
+    if not child:
+        import signal
+        signal.alarm(60)
+        os._exit(0 if nbloss.mse_loss(x, x) == 0 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    """
+    run(code)
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_other_ways_to_start_processes(method, expected, tmp_path):
     if method == "forkserver" and not hasattr(os, "fork"):
@@ -364,6 +414,25 @@ def test_edited_sources_are_compiled_anew(tmp_path):
     assert len(kernels(cache)) == 4
 
 
+def test_what_numba_is_told_of_compiling_has_kernels_of_its_own(tmp_path):
+    """One debugging session would make every later process slow."""
+    for told in ({}, {"NUMBA_OPT": 0}, {"NUMBA_OPT": 3}):
+        run(COMPILED, NUMBA_CACHE_DIR=tmp_path, **told)
+    assert len(kernels(tmp_path)) == 2
+
+
+def test_a_relative_folder_is_that_of_the_first_call(tmp_path):
+    (tmp_path / "elsewhere" / "kept" / "nbloss").mkdir(parents=True)
+    code = f"""
+    nbloss.mse_loss(x, x)
+    os.chdir({str(tmp_path / "elsewhere")!r})
+    nbloss.mse_loss(x.astype(np.float64), x)
+    """
+    run(code, cwd=tmp_path, NUMBA_CACHE_DIR="kept", PYTHONPATH=PACKAGE.parent)
+    assert len(kernels(tmp_path / "kept")) == 2
+    assert not any((tmp_path / "elsewhere" / "kept" / "nbloss").iterdir())
+
+
 @pytest.mark.parametrize("kind", ["zip", "pyc"])
 def test_an_upgrade_is_compiled_anew_without_files_of_source(tmp_path, kind):
     """Imported from an archive, or with compiled files alone."""
@@ -429,6 +498,50 @@ def test_interrupt_arrives_within_a_second():
     print(job())
     """
     assert run(code) == run("print(job())")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGALRM"])
+@pytest.mark.parametrize("seconds", [0.1, 0.25])
+def test_a_signal_waits_for_the_import_of_numba(number, seconds):
+    """A module that is imported by half breaks every later call."""
+    code = f"""
+    import signal
+    number = signal.{number}
+    signal.signal(number, signal.default_int_handler)
+    before = signal.getsignal(number)
+    threading.Timer({seconds}, signal.raise_signal, [number]).start()
+    try: nbloss.mse_loss(x, x)
+    except KeyboardInterrupt: print("heard", signal.getsignal(number) is before)
+    print(nbloss.mse_loss(x, x + 1))
+    """
+    assert run(code) == "heard True\n1.0"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_an_interrupt_while_a_fork_waits(tmp_path):
+    """It is heard after the fork, which waits all the same for what another thread compiles."""
+    code = """
+    import signal, time, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    nbloss.set_num_threads(1)
+    thread = threading.Thread(target=lambda: nbloss.l1_loss(x, x))
+    thread.start()
+    time.sleep(0.3)
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    try:
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            os._exit(0 if nbloss.mse_loss(x, x) == 0 else 1)
+        time.sleep(2)
+    except KeyboardInterrupt:
+        print("heard")
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    """
+    assert run(code, NUMBA_CACHE_DIR=tmp_path) == "heard"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -12,7 +12,7 @@ from nbloss.cpu import pointwise as pointwise_kernels
 from nbloss.cpu import rowwise as rowwise_kernels
 from nbloss.cpu.compile import Kernel
 from nbloss.cpu.scanning import SCAN
-from nbloss.problem import CODES
+from nbloss.problem import CODES, WEIGHTED_MEAN
 
 _ROW_FUNCTIONS = ("cross_entropy", "nll_loss", "logsumexp", "log_softmax", "softmax")
 
@@ -47,6 +47,8 @@ def kernels_of(dtypes: list[str], losses: list[str] | None) -> list[tuple[str, C
                 wanted = [(kernel, (code, labels, code)) for kernel in kernels]
                 if loss in ("cross_entropy", "nll_loss"):
                     wanted.append((SCAN, (labels, computed)))
+            if loss in WEIGHTED_MEAN:
+                wanted.append((pointwise_kernels.KERNELS[pointwise_kernels.SUMMAND], (computed,) * 4))
             for kernel, codes in wanted:
                 for parallel in (False,) if kernel is SCAN else (False, True):
                     label = f"{kernel.name} {dtype}{' parallel' if parallel else ''}"

@@ -12,12 +12,10 @@ import contextlib
 import hashlib
 import os
 import pickle
-import signal
 import sys
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -33,10 +31,9 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
+from nbloss import processes
 from nbloss.compilation import garbage_waits
 from nbloss.cpu.assembly import kernel_compiler
-
-_lock = threading.RLock()
 
 _IN_EVERY_PROCESS = "nbloss compiles its kernels in every process"
 _ADVICE = "let NUMBA_CACHE_DIR name a folder of your own"
@@ -84,7 +81,7 @@ class Kernel:
             return self._variants[parallel, dtypes]
         except KeyError:
             pass
-        with _lock:
+        with processes.lock:
             if (parallel, dtypes) not in self._variants:
                 if config.DISABLE_JIT:
                     compiled = self._driver
@@ -102,39 +99,10 @@ class Kernel:
         dispatcher = njit(**options, pipeline_class=kernel_compiler(parallel, self._few_passes))(self._driver)
         cached = cache_folder() is not None
         dispatcher._cache = _DiskCache(f"{self.name} {options} {argument_types}") if cached else NullCache()
-        with _interrupts_wait(), garbage_waits():
+        with processes.undivided(), garbage_waits():
             dispatcher.compile(tuple(argument_types))
         dispatcher.disable_compile()
         return dispatcher
-
-
-@contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a compilation.
-
-    Raised amid it, it would leave Numba's registries half done, or be printed and dropped where LLVM calls Python back.
-    """
-    usual = signal.getsignal(signal.SIGINT)
-    if not callable(usual):
-        yield
-        return
-    heard: list[int] = []
-    try:
-        signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
-    except ValueError:  # only the main thread of the main interpreter hears signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-        if heard:
-            usual(heard[0], None)
-
-
-if hasattr(os, "register_at_fork"):
-    # A fork waits for a compilation under way in another thread: the child would inherit it half done, and its locks.
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 # --- the disk cache -----------------------------------------------------------------------------------------
@@ -148,7 +116,7 @@ class _DiskCache(NullCache):  # type: ignore[misc]
 
     def _file(self, target_context: Any) -> tuple[bytes, Path]:
         machine = target_context.codegen().magic_tuple()
-        key = f"{self._key} {machine} {_versions()} {_sources()}".encode()
+        key = f"{self._key} {machine} {_versions()} {_settings()} {_sources()}".encode()
         return key, Path(cache_folder() or "") / f"{hashlib.sha256(key).hexdigest()[:32]}.kernel"
 
     def load_overload(self, sig: object, target_context: Any) -> Any:
@@ -197,6 +165,12 @@ def _versions() -> tuple[str, ...]:
     return sys.version, numba.__version__, llvmlite.__version__
 
 
+def _settings() -> list[object]:
+    """What users may tell Numba of how to compile."""
+    names = ("OPT", "DEBUGINFO_DEFAULT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE")
+    return [getattr(config, name, None) for name in names]
+
+
 @cache
 def _sources() -> str | None:
     """A hash of every file that a kernel is made of: the CPU backend and what stands above it.
@@ -227,7 +201,8 @@ def cache_folder() -> str | None:
         warn_once(f"{_IN_EVERY_PROCESS}: its own files cannot be read, by which it would know when they change")
         return None
     try:
-        folder = (Path(config.CACHE_DIR) if config.CACHE_DIR else _user_cache()) / "nbloss"
+        # Absolute: it stays where it was looked at, whatever folder the process goes to.
+        folder = (Path(config.CACHE_DIR) if config.CACHE_DIR else _user_cache()).absolute() / "nbloss"
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True)
         if os.name == "posix":
@@ -249,4 +224,5 @@ def _user_cache() -> Path:
         return Path(os.environ.get("LOCALAPPDATA") or Path.home())
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return named if named.is_absolute() else Path.home() / ".cache"

@@ -7,7 +7,6 @@ falling back to one thread is always right.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -17,6 +16,7 @@ from typing import Any
 import numba
 from numba.np.ufunc import parallel as numba_parallel
 
+from nbloss import processes
 from nbloss.cpu.compile import Kernel, warn_once
 
 BLOCK = 1 << 14  # elements a block: 64 KiB of float32
@@ -26,7 +26,6 @@ PARALLEL = 1 << 19
 PER_CALL = 1 << 27  # elements a driver call: Ctrl-C is heard between two calls, every ~0.1 s a core
 
 _threads: int | None = None  # None: the default
-_forked = False
 
 
 def set_num_threads(n: int) -> None:
@@ -35,7 +34,8 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    if _forked:
+    # Worker threads do not survive a fork, and GNU OpenMP aborts or hangs a child that asks for them.
+    if processes.forked:
         return 1
     return default_threads() if _threads is None else _threads
 
@@ -128,13 +128,3 @@ def _layer_is_safe() -> bool:
     """The workqueue layer aborts the process when two threads use it at once."""
     name = layer()
     return name is not None and (name != "workqueue" or threading.active_count() == 1)
-
-
-def _in_child() -> None:
-    # Worker threads do not survive a fork, and GNU OpenMP aborts or hangs a child that asks for them.
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

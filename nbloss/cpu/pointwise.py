@@ -12,7 +12,7 @@ from nbloss.cpu.simd import allocated, unallocated
 from nbloss.problem import Array
 
 DIMS = 3  # of the operands: more axes, which memory does not let merge, are looped over in Python
-ITSELF = formulas.itself.__name__  # as a loss, of which weights are summed
+SUMMAND = formulas.summand.__name__  # as a loss, of which weights are summed
 
 
 def _signature(x, t, weight, pos_weight):
@@ -26,7 +26,7 @@ def _kernels(kind, *parts):
     # By all passes, loops of BCE with logits are 1.05 times as fast.
     return {
         name: Kernel(f"{name}{kind}", driver_of(formula, *parts), _signature, few_passes=False)
-        for name, formula in {**formulas.POINTWISE, ITSELF: formulas.itself}.items()
+        for name, formula in {**formulas.POINTWISE, SUMMAND: formulas.summand}.items()
     }
 
 

@@ -128,7 +128,7 @@ def _total_weight(weight: Array, size: int) -> float:
     own = layout.once(weight)
     if own.size >= PARALLEL and own.dtype.name in CODES:  # as a sum of losses: 2^24 in 0.3 of NumPy's time
         one, none = _ONES[compute_dtype(own.dtype)], _NOTHING[compute_dtype(own.dtype)]
-        problem = Pointwise(kernels.ITSELF, own, own, None, None, "sum", check=False)
+        problem = Pointwise(kernels.SUMMAND, own, own, None, None, "sum", check=False)
         total = _sums(problem, WANT_VALUE, one, None, None)[0](own, own, one, one, one, none, none)[0]
     else:
         aligned = own if own.flags.aligned else own.copy()  # others NumPy adds in another order

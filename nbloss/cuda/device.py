@@ -14,6 +14,7 @@ import numpy as np
 
 from nbloss.cuda.arrays import DeviceArray, DeviceView, Layout, extent, view_at
 from nbloss.problem import Array, bfloat16, is_bfloat16
+from nbloss.processes import undivided
 
 INSTALL = "pip install 'nbloss[cu13]', or 'nbloss[cu12]' for a CUDA 12 driver"
 
@@ -34,8 +35,9 @@ def why_not() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"numba-cuda is not installed: {INSTALL}"
     try:
-        import cuda.core  # noqa: F401
-        from numba import cuda as numba_cuda
+        with undivided():
+            import cuda.core  # noqa: F401
+            from numba import cuda as numba_cuda
     except ImportError as error:
         return f"{_line(error)}: {INSTALL}"
     if getattr(numba_cuda, "implementation", None) != "NVIDIA":
