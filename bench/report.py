@@ -74,6 +74,8 @@ def _table(head: list[str], lines: list[list[str]], left: int = 1) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, align, *lines])
 
 
+APART = 0.7  # where the ratio of medians is less than this share of that of best times, both are shown
+
 # --- tables -------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +85,10 @@ def _against_best_peer(rows: dict[str, Row]) -> str:
         return "no peer"
     best = min(peers, key=lambda row: row["ratio"])
     text = f"{times(best['ratio'])} {LABELS[best['library']]}"
-    return text if best["ratio"] >= 1 else f"**slower:** {text}"
+    if best["ratio"] < 1:
+        text = f"**slower:** {text}"
+    by_medians = min(row["median"] for row in peers) / rows["nbloss"]["median"]
+    return text if by_medians >= APART * best["ratio"] else f"{text}, by medians {times(by_medians)}"
 
 
 def headline(results: Results, cases: list[Case]) -> str:
@@ -130,13 +135,17 @@ def full(results: Results) -> str:
     return _table(head, lines, left=3)
 
 
+def _megabytes(n: float) -> str:
+    return f"{n:.3g} MB" if n < 999.5 else f"{n:.0f} MB"
+
+
 def overhead(results: Results) -> str:
     """Import, first call, memory and disk, a column for each."""
     columns = ["import", "first call, cold", "first call, cached", "peak extra memory", "installed size"]
     cells: dict[str, dict[str, str]] = {}
     for row in results["rows"]:
         if row["test"] == "overhead" and row["work"] in columns:
-            text = time_of(row["best"]) if "best" in row else f"{row['megabytes']:.3g} MB"
+            text = time_of(row["best"]) if "best" in row else _megabytes(row["megabytes"])
             if "input" in row:
                 text += f" for {row['input']:.3g} MB of logits"
             if "with_requirements" in row:
@@ -197,6 +206,8 @@ def _late(row: Row) -> str:
 
 
 def _ratio(row: Row) -> str:
+    if "ratio" not in row:  # measured where nbloss was not
+        return ""
     text = times(row["ratio"]) + _late(row)
     return text if row["ratio"] >= 0.995 else f"**{text}**"
 

@@ -71,6 +71,7 @@ def test_first_call(library, libraries, quick, report, tmp_path):
         "NUMBA_CACHE_DIR": str(tmp_path),
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     cold, cached = (json.loads(_python(["-m", "bench.child", "first-call", library], **caches)) for _ in range(2))
     rows = [

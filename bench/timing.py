@@ -105,6 +105,6 @@ def alternate(
 def time_of(seconds: float) -> str:
     """Seconds in three figures."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
-        if seconds * factor >= 1:
+        if float(f"{seconds * factor:.3g}") >= 1:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds * 1e6:.3g} µs"
