@@ -153,7 +153,7 @@ def test_module_commands():
         assert line in info
     warm = [sys.executable, "-m", "nbloss", "warmup", "--losses", "mse_loss"]
     progress = subprocess.run(warm, capture_output=True, text=True, check=True).stderr
-    assert re.search(r"\[1/2\] mse_loss float32 \d", progress)
+    assert re.search(r"\[1/4\] mse_loss float32 \d", progress)
     wrong = subprocess.run([*warm[:-1], "hinge"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "unknown loss 'hinge'" in wrong.stderr
