@@ -55,6 +55,26 @@ def calls(rng, dtype):
 
 @pytest.mark.skipif(launch.max_threads() < 2, reason="one processor")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(40, 10), (40, 37), (40, 100), (9, 600), (2, 21, 70)])
+def test_in_place_on_several_threads(rng, monkeypatch, dtype, shape):
+    """LLVM must not be told that the input and `out` lie apart, as Numba told it of what parallel loops are given."""
+    monkeypatch.setattr(launch, "PARALLEL", 0)
+    monkeypatch.setattr(launch, "BLOCK", 64)
+    monkeypatch.setattr(rowwise, "GROUPED", 1)
+    x, labels = rng.standard_normal(shape).astype(dtype), rng.integers(0, shape[1], np.delete(shape, 1))
+    for function in (
+        partial(nbloss.softmax, axis=1),
+        partial(nbloss.log_softmax, axis=1),
+        lambda x, **out: nbloss.cross_entropy.grad(x, labels, **out),
+        lambda x, **out: nbloss.mse_loss.grad(x, x + 1, **out),
+    ):
+        expected, given = function(x), x.copy()
+        function(given, out=given)
+        np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.skipif(launch.max_threads() < 2, reason="one processor")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_threads(rng, monkeypatch, dtype):
     parallel, variant, variants = launch.PARALLEL, Kernel.variant, set()
 

@@ -8,8 +8,10 @@ from functools import cache
 
 import llvmlite.binding as llvm
 from numba.core import config
+from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_machinery import register_pass
+from numba.core.cpu import CPUContext
 from numba.core.lowering import Lower
 from numba.core.typed_passes import NativeLowering, NativeParforLowering
 from numba.parfors.parfor_lowering import ParforLower
@@ -63,6 +65,20 @@ class _KernelCodegen:
         return kind(self._codegen, name, **kwargs)
 
 
+class _KernelCalls(CPUCallConv):
+    def decorate_function(self, fn, args, fe_argtypes, noalias=False):
+        """Tell LLVM of no argument that it shares no memory with others: `out` may be the input itself.
+
+        Numba does, where it sees no two arrays in a parallel loop that could, and of addresses it sees none. LLVM then
+        moved what is read of the input behind what is written (log_softmax in place, of rows done in groups).
+        """
+        super().decorate_function(fn, args, fe_argtypes)
+
+
+class _KernelContext(CPUContext):
+    call_conv = property(_KernelCalls)
+
+
 def _align_stack(function):
     """Let a function keep vectors for which it has no register at multiples of their size on the stack.
 
@@ -92,7 +108,8 @@ def kernel_compiler(parallel, few_passes):
             state.library = _KernelLibrary(usual.codegen(), state.func_id.func_qualname)
             state.library.few_passes = few_passes
             state.library.enable_object_caching()
-            state.targetctx = usual.subtarget(_internal_codegen=_KernelCodegen(usual.codegen()))
+            codegen = _KernelCodegen(usual.codegen())
+            state.targetctx = usual.subtarget(__class__=_KernelContext, _internal_codegen=codegen)
             # Nobody calls a part; see ``parts`` for what stands for it.
             state.targetctx.get_executable = lambda library, fndesc, env: (
                 library.__sizeof__ if isinstance(library, PartLibrary) else usual.get_executable(library, fndesc, env)
