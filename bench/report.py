@@ -27,7 +27,8 @@ for a value and copying where an array is written. Arrays that fit a cache can p
 where not all of them are to be read, no share is given. The ceiling is measured beside each row, in turns with the
 libraries and over as many bytes, for the bandwidth of a shared machine changes from minute to minute: compare shares
 and ratios across rows, not times. All libraries use the same number of threads, take turns in the same rounds, and
-agreed with SciPy in float64 on these very inputs before they were timed. Times are the best of all rounds.
+agreed with SciPy in float64 on these very inputs before they were timed. Times and ratios are of the best
+rounds; where the ratio of medians is less than 0.7 of that, it stands beside it.
 
 What is unfair: in *value* and *value + gradient* a library allocates its results; memory up to 32 MiB is reused by
 all that allocate with malloc, larger arrays pay for new pages. *Into a buffer* is a gradient alone, in a form of its
