@@ -17,7 +17,7 @@ from bench.cases import VALUE_AND_GRAD, Case, inputs_of
 
 FIRST = Case("cross_entropy", (256, 100))
 MEMORY = Case("cross_entropy", (16384, 1000))
-MODULES = {"torch.compile": ["torch"], "jax": ["jax", "optax"], "sklearn": ["sklearn._loss"]}
+IMPORTS = {"nbloss": "nbloss", "numpy": "numpy", "torch": "torch", "jax": "jax, optax", "sklearn": "sklearn._loss"}
 
 
 def _status(field: str) -> int:
@@ -29,7 +29,7 @@ def _status(field: str) -> int:
 
 def first_call(library: str) -> float:
     data = inputs_of(FIRST)
-    for module in MODULES.get(library, [library]):
+    for module in IMPORTS[library.partition(".")[0]].split(", "):
         importlib.import_module(module)
     start = time.perf_counter()
     peers.set_up(library, FIRST, data, VALUE_AND_GRAD).run()

@@ -75,9 +75,9 @@ def _table(head: list[str], lines: list[list[str]], left: int = 1) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, align, *lines])
 
 
-APART = 0.7  # where the ratio of medians is less than this share of that of best times, both are shown
-
 # --- tables -------------------------------------------------------------------------------------------------
+
+APART = 0.7  # where the ratio of medians is less than this share of that of best times, both are shown
 
 
 def _against_best_peer(rows: dict[str, Row]) -> str:

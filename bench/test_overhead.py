@@ -14,11 +14,10 @@ from packaging.requirements import Requirement
 
 from bench import peers
 from bench.cases import SMALL
-from bench.child import FIRST, MEMORY
+from bench.child import FIRST, IMPORTS, MEMORY
 from bench.params import over
 
 ROOT = Path(__file__).parent.parent
-IMPORTS = {"nbloss": "nbloss", "numpy": "numpy", "torch": "torch", "jax": "jax, optax", "sklearn": "sklearn._loss"}
 DISTRIBUTIONS = {"nbloss": "nbloss", "torch": "torch", "jax": "optax", "sklearn": "scikit-learn"}
 COMPILING = ("nbloss", "torch", "torch.compile", "jax", "sklearn")
 

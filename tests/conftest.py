@@ -75,7 +75,7 @@ def on_backends(dtypes):
     """A test on every backend and with every dtype, but that float16 is left to one thread, bfloat16 to several.
 
     Their kernels differ from those of float32 in how a vector is loaded and stored, which is compiled in the same way
-    for one thread and for several: each of 26 kernels takes the compiler some seconds.
+    for one thread and for several; each takes the compiler some seconds.
     """
     left_out = {("cpu-parallel", "float16"), ("cpu-serial", "bfloat16")}
     pairs = [(b, d) for d in dtypes for b in BACKENDS if (b, np.dtype(d).name) not in left_out]

@@ -67,27 +67,26 @@ class _KernelCodegen:
 
 class _KernelCalls(CPUCallConv):
     def decorate_function(self, fn, args, fe_argtypes, noalias=False):
-        """Tell LLVM of no argument that it shares no memory with others: `out` may be the input itself.
+        """Let a function keep vectors at multiples of their size on the stack, and `out` be the input itself.
 
-        Numba does, where it sees no two arrays in a parallel loop that could, and of addresses it sees none. LLVM then
-        moved what is read of the input behind what is written (log_softmax in place, of rows done in groups).
+        Of vectors for which there is no register, every second one, with AVX-512 each, may else lie across two cache
+        lines, unless something else needs the alignment (gradients of binary_cross_entropy took 1.1 times as long with
+        AVX2). And Numba tells LLVM that arguments share no memory where it sees no two arrays in a parallel loop that
+        could, and of addresses it sees none: what was read of the input came behind what was written (log_softmax in
+        place, of rows done in groups).
         """
         super().decorate_function(fn, args, fe_argtypes)
+        fn.attributes.alignstack = VECTOR_BYTES
+        # Without another attribute, llvmlite leaves the alignment out of its text; unwind tables there are in any case.
+        fn.attributes.add("uwtable")
 
 
 class _KernelContext(CPUContext):
     call_conv = property(_KernelCalls)
 
-
-def _align_stack(function):
-    """Let a function keep vectors for which it has no register at multiples of their size on the stack.
-
-    LLVM does so by itself only where something else needs it; elsewhere every second of them may lie across two cache
-    lines, with AVX-512 each (gradients of binary_cross_entropy took 1.1 times as long with AVX2).
-    """
-    function.attributes.alignstack = VECTOR_BYTES
-    # Without another attribute, llvmlite leaves the alignment out of its text; unwind tables there are in any case.
-    function.attributes.add("uwtable")
+    def get_executable(self, library, fndesc, env):
+        # Nobody calls a part; see ``parts`` for what stands for it.
+        return library.__sizeof__ if isinstance(library, PartLibrary) else super().get_executable(library, fndesc, env)
 
 
 @cache
@@ -110,16 +109,6 @@ def kernel_compiler(parallel, few_passes):
             state.library.enable_object_caching()
             codegen = _KernelCodegen(usual.codegen())
             state.targetctx = usual.subtarget(__class__=_KernelContext, _internal_codegen=codegen)
-            # Nobody calls a part; see ``parts`` for what stands for it.
-            state.targetctx.get_executable = lambda library, fndesc, env: (
-                library.__sizeof__ if isinstance(library, PartLibrary) else usual.get_executable(library, fndesc, env)
-            )
-
-            def apply_target_attributes(function, *types):
-                usual.apply_target_attributes(function, *types)
-                _align_stack(function)
-
-            state.targetctx.apply_target_attributes = apply_target_attributes
             done = super().run_pass(state)
             state.targetctx = usual
             return done

@@ -48,9 +48,9 @@ def call(entry: str, solve: Solve, names: Sequence[str], values: list[Any], ther
         theirs = dict.fromkeys(_stream_of(values[k]) for k in there if not told or isinstance(values[k], DeviceArray))
         if None in theirs:  # memory that is let go of may be used again at once, on a stream that nobody knows
             home.wait()
-            theirs.clear()
-        for other in theirs:
-            home.precede(cast(int, other))
+        else:
+            for other in theirs:
+                home.precede(cast(int, other))
 
 
 def _stream_of(value: Any) -> int | None:
