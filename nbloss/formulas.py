@@ -149,6 +149,11 @@ def add_gap(gap, q, m, x):
     return where(q == ZERO, gap, fma(q, m - x, gap))
 
 
+def picked_loss(q, x):
+    """-q x for a log-probability x, where no mass on a class at -inf adds nothing, and NaN stays NaN."""
+    return where(x == x, where(q == ZERO, ZERO, ZERO - q * x), x)
+
+
 def row_loss(gap, a, log_norm):
     """The loss of a row, given gap = sum q_j (m - x_j) and a = sum q_j over all classes."""
     return gap + a * log_norm

@@ -1,5 +1,7 @@
 """Digits: errors in ulp against extended precision, where the usual formulas lose them."""
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
@@ -89,6 +91,28 @@ def test_many_equal_classes_that_are_not_side_by_side(rows):
 
 
 @extended
+@pytest.mark.cpu  # a thread of a device adds its own classes one after the other
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
+@pytest.mark.parametrize("classes", [1000, 130_000])
+def test_equal_classes_beside_a_confident_one(dtype, layout, classes):
+    """Of sums of equal terms rounding takes the same again and again, in float64 too."""
+    x = np.zeros((2, classes), dtype)
+    x[:, 5] = 33.3
+    gap = LONG(x[0, 5])
+    rest = (classes - 1) * np.exp(-gap)
+    expected = np.log1p(rest)
+    assert ulps(nbloss.cross_entropy(layout(x), [5, 5], reduction="none"), expected).max() <= 6
+    weights, target = np.full(classes, 0.1, dtype), np.zeros_like(x)
+    target[:, 5] = 1
+    weight, smoothing = LONG(weights[0]), LONG(0.1)
+    expected = weight * (expected + smoothing * gap * (classes - 1) / classes)
+    options = {"weight": weights, "label_smoothing": 0.1, "reduction": "none"}
+    for mass in ([5, 5], layout(target)):
+        assert ulps(nbloss.cross_entropy(layout(x), mass, **options), expected).max() <= 6
+
+
+@extended
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [300] if SIMULATED else [1000, 20_000, 130_000])
 def test_mass_on_many_classes(rng, dtype, classes):
@@ -106,6 +130,7 @@ def test_mass_on_many_classes(rng, dtype, classes):
         (labels, hard, 1, 6),
         (labels, hard, 0.1, 6),
         (probabilities, probabilities.T, 0, 8),
+        (probabilities, probabilities.T, 0.1, 8),
     ):
         expected = ((1 - LONG(smoothing)) * mass * gap).sum(axis=1) + LONG(smoothing) * gap.mean(axis=1)
         for turned in (x, np.asfortranarray(x), x[::-1].copy()[::-1]):
@@ -207,9 +232,10 @@ def test_a_late_jump(dtype, height):
     exact = np.exp(LONG(4) - LONG(dtype(height)))
     assert p > 0
     assert abs(p - exact) <= 4 * max(np.spacing(p), np.finfo(dtype).smallest_subnormal)
-    x = np.zeros((1, 8192))
-    x[0, -1] = 712.5
-    assert ulps(nbloss.cross_entropy(x, [8191]), 8191 * np.exp(LONG(-712.5))) <= 4
+    for offset in (0, 1500, -2100, 2**20):  # large logits are taken from each other first, from 2048 on
+        x = np.full((1, 8192), float(offset))
+        x[0, -1] += 712.5
+        assert ulps(nbloss.cross_entropy(x, [8191]), 8191 * np.exp(LONG(-712.5))) <= 4
 
 
 @extended
@@ -266,6 +292,25 @@ def test_binary_cross_entropy(rng, dtype):
         for target, expected in ((1, np.maximum(np.log(wide), -100)), (0, np.maximum(np.log1p(-wide), -100))):
             loss = nbloss.binary_cross_entropy(p, np.full_like(p, target), reduction="none")
             assert ulps(loss, -expected).max() <= 4
+
+
+@pytest.mark.cpu  # a device adds in another order
+@pytest.mark.parametrize("start", [0, 1])
+def test_float64_mean_over_many_elements(rng, start):
+    """Added one by one, equal losses are off by 87 ulp."""
+    n = 1_000_000
+    for x in (np.full(n + start, 0.1), np.full(n + start, 1.7), rng.random(n + start)):
+        x, target = x[start:], np.zeros(n)
+        mean = math.fsum(x) / n
+        assert ulps(nbloss.l1_loss(x, target), mean) <= 3
+        assert ulps(nbloss.l1_loss.value_and_grad(x, target)[0], mean) <= 3
+        assert ulps(nbloss.l1_loss(x[::-1], target), mean) <= 3
+        assert ulps(nbloss.l1_loss(x, target, weight=np.full(n, 0.1)), mean) <= 4
+    for classes in (4, 100, 1000):
+        x = np.broadcast_to(rng.standard_normal(classes), (n // classes, classes))
+        labels = np.zeros(len(x), np.int64)
+        one = nbloss.cross_entropy(x[:1], labels[:1])
+        assert ulps(nbloss.cross_entropy(np.ascontiguousarray(x), labels), one) <= 5
 
 
 def test_float32_mean_over_many_elements(rng):

@@ -183,6 +183,15 @@ def test_all_rows_ignored():
     assert np.isnan(nbloss.nll_loss(x, [-100] * 3))
 
 
+@pytest.mark.parametrize("loss", [nbloss.cross_entropy, nbloss.nll_loss])
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
+def test_a_class_without_weight(loss, layout):
+    """It hides an infinite loss, but no NaN."""
+    x, weight = np.array([[-INF, -1, -1], [NAN, -1, -1], [-2, -1, -1]]), np.array([0.0, 1, 1])
+    found = loss(layout(x), [0, 0, 0], weight=weight, reduction="none")
+    np.testing.assert_array_equal(found, [0, NAN, 0])
+
+
 def test_nothing_at_all():
     assert np.isnan(nbloss.cross_entropy(np.ones((0, 4)), np.ones(0, int)))
     assert nbloss.cross_entropy(np.ones((0, 4)), np.ones(0, int), reduction="sum") == 0

@@ -12,6 +12,7 @@ rowwise     the row-wise kernels, and how work is cut; rowwise_driver: the loops
             them), tiles (vectors across rows), streams (likewise, of very many classes, or with few rows folded into a
             vector; columns: what both do with a vector of rows) or picks (the target's entry alone). per_row: what they
             have in common; given: what all of them are given; scanning: what must be known of labels first
-targets     nbloss.formulas on vectors; vecmath: exp, log, log1p on vectors; labels: class indices of a vector of rows
+targets     nbloss.formulas on vectors; vecmath: exp, log, log1p on vectors; labels: class indices of a vector of rows;
+            sums: what keeps the digits that rounding takes
 simd        all primitives under one name: arithmetic, bits, folds, lanes, memory, partial, strided, transpose, views
 """

@@ -60,7 +60,8 @@ from nbloss.cpu.simd import (
     where,
     write_lines,
 )
-from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, two_sum
+from nbloss.cpu.sums import two_sum
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOSS_ONLY
 

@@ -6,7 +6,7 @@ from nbloss.cpu.labels import OUTSIDE, labelled, without_class
 from nbloss.cpu.per_row import add_losses, row_factors, row_labels, row_weights, rows_of
 from nbloss.cpu.results import clear_row
 from nbloss.cpu.simd import broadcast, gather_classes, inline, lanes, plane_of, scatter_classes, total, where
-from nbloss.cpu.targets import add_gap
+from nbloss.cpu.targets import picked_loss
 from nbloss.problem import GRADIENT
 
 
@@ -32,6 +32,6 @@ def picks(operands, mode, unit, like, scratch):
         else:
             x_t = gather_classes(plane_of(operands.x, i), labels, k, count, like)
             fixed = where(labelled(labels, OUTSIDE), np.nan, zero)
-            value = where(without_class(labels), fixed, add_gap(zero, w_t, zero, x_t))
+            value = where(without_class(labels), fixed, picked_loss(w_t, x_t))
             value_sum = add_losses(value_sum, operands.loss, i, k, count, value, zero, zero, like)
     return total(value_sum)

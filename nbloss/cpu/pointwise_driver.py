@@ -18,6 +18,7 @@ from nbloss.cpu.simd import (
     halves,
     inline,
     is_mapped,
+    is_single,
     joined,
     lane,
     lanes,
@@ -30,11 +31,11 @@ from nbloss.cpu.simd import (
     store,
     store_first,
     stream,
-    sums_of_pairs,
     total,
     where,
     write,
 )
+from nbloss.cpu.sums import add_to, number_of, sum_of, sums_of_pairs
 from nbloss.problem import WANT_GRADIENT, WANT_VALUE
 
 PRIMITIVES = {
@@ -114,6 +115,15 @@ def _operand(a, same, j, count, like):
 
 
 @inline
+def _summed_at_once(count, like):
+    """Of so many elements, how many are added before what rounding takes from their sum is known.
+
+    Of float32, all: sums in float64 lose nothing of it.
+    """
+    return max(count, np.int64(1)) if is_single(broadcast(0.0, like)) else np.int64(16 * lanes(like))
+
+
+@inline
 def _is_new(addresses, layout):
     _, _, _, _, _, gradient, _ = arrays_at(addresses, layout)
     return is_mapped(gradient)
@@ -128,48 +138,53 @@ def driver_of(formula, memory_for, unit_of):
 
     @inline
     def pairs(arrays, want, kept, aligned, start, stop, like):
-        """Pairs of vectors that lie side by side: (sum of losses by lanes, faults). `kept` losses are stored."""
+        """Pairs of vectors that lie side by side: (sum of losses, faults). `kept` losses are stored."""
         x, t, weight, pos_weight, upstream, gradient, loss = arrays
         step = lanes(like)
         same_w, same_p = load_one(weight, 0, like), load_one(pos_weight, 0, like)
         same_u = load_one(upstream, 0, like)
         same_factor = same_w * same_u
         is_same, unweighted = weight.strides[0] == 0 and upstream.strides[0] == 0, _all_one(weight, same_w)
-        value_sum = broadcast(0.0, np.float64(0.0))
+        none = broadcast(0.0, np.float64(0.0))
+        whole = none, none
         late = broadcast(0.0, like)
         faults = pair(late, late)
-        for j in range(start, stop, 2 * step):
-            _fetch_pair(x, j, like)
-            _fetch_pair(t, j, like)
-            p = _pair_of(pos_weight, same_p, j, like)
-            value, slope, outside = loss_and_gradient(_load_pair(x, j, like), _load_pair(t, j, like), p)
-            faults = where(outside, 1.0, faults)
-            if want & WANT_VALUE:
-                if not unweighted:
-                    value = value * _pair_of(weight, same_w, j, like)
-                if kept:
-                    one, other = halves(where(outside, NAN, value))
-                    store(loss, j, one)
-                    store(loss, j + step, other)
-                value_sum = add_wide(value_sum, value)
-            if want & WANT_GRADIENT:
-                factor = pair(same_factor, same_factor)
-                if not is_same:
-                    factor = _pair_of(weight, same_w, j, like) * _pair_of(upstream, same_u, j, like)
-                one, other = halves(where(outside, 0.0, slope * factor))
-                if aligned < 0:
-                    store(gradient, j, one)
-                    store(gradient, j + step, other)
-                else:
-                    if j > start:  # a vector late, so that what is written past the caches is aligned
-                        stream(gradient, j - step + aligned, joined(late, one, aligned))
-                    elif aligned:
-                        store_first(gradient, j, aligned, one)
-                    stream(gradient, j + aligned, joined(one, other, aligned))
-                late = other
+        size = _summed_at_once(stop - start, like)
+        for begin in range(start, stop, size):
+            value_sum = none
+            for j in range(begin, min(begin + size, stop), 2 * step):
+                _fetch_pair(x, j, like)
+                _fetch_pair(t, j, like)
+                p = _pair_of(pos_weight, same_p, j, like)
+                value, slope, outside = loss_and_gradient(_load_pair(x, j, like), _load_pair(t, j, like), p)
+                faults = where(outside, 1.0, faults)
+                if want & WANT_VALUE:
+                    if not unweighted:
+                        value = value * _pair_of(weight, same_w, j, like)
+                    if kept:
+                        one, other = halves(where(outside, NAN, value))
+                        store(loss, j, one)
+                        store(loss, j + step, other)
+                    value_sum = add_wide(value_sum, value)
+                if want & WANT_GRADIENT:
+                    factor = pair(same_factor, same_factor)
+                    if not is_same:
+                        factor = _pair_of(weight, same_w, j, like) * _pair_of(upstream, same_u, j, like)
+                    one, other = halves(where(outside, 0.0, slope * factor))
+                    if aligned < 0:
+                        store(gradient, j, one)
+                        store(gradient, j + step, other)
+                    else:
+                        if j > start:  # a vector late, so that what is written past the caches is aligned
+                            stream(gradient, j - step + aligned, joined(late, one, aligned))
+                        elif aligned:
+                            store_first(gradient, j, aligned, one)
+                        stream(gradient, j + aligned, joined(one, other, aligned))
+                    late = other
+            whole = add_to(whole, value_sum)
         if aligned >= 0:
             put(gradient, stop - step + aligned, step - aligned, joined(late, late, aligned), like)
-        return value_sum, total(faults)
+        return total(sum_of(whole)), total(faults)
 
     @inline
     def sums(arrays, fetched, start, stop, like):
@@ -182,20 +197,26 @@ def driver_of(formula, memory_for, unit_of):
         step = 2 * lanes(like) if by_pairs else lanes(like)
         one_p, zero = load_one(pos_weight, 0, like), broadcast(0.0, like)
         same_p, nothing = at_once(one_p, one_p), at_once(zero, zero)
-        value_sum = broadcast(0.0, np.float64(0.0))
+        none = broadcast(0.0, np.float64(0.0))
+        whole = none, none
         faults = behind = ahead_x = ahead_t = nothing
         if start < stop:
             ahead_x, ahead_t = load_at_once(x, start, like), load_at_once(t, start, like)
-        for j in range(start, stop, step):
-            here_x, here_t, following = ahead_x, ahead_t, min(j + step, stop - step)
-            ahead_x, ahead_t = load_at_once(x, following, like), load_at_once(t, following, like)
-            if fetched:
-                fetch(x, j, like)
-                fetch(t, j, like)
-            value_sum = add_wide(value_sum, behind)
-            behind, _, outside = loss_and_gradient(here_x, here_t, same_p)
-            faults = where(outside, 1.0, faults)
-        return add_wide(value_sum, behind), total(faults)
+        size = _summed_at_once(stop - start, like)
+        for begin in range(start, stop, size):
+            value_sum = none
+            for j in range(begin, min(begin + size, stop), step):
+                here_x, here_t, following = ahead_x, ahead_t, min(j + step, stop - step)
+                ahead_x, ahead_t = load_at_once(x, following, like), load_at_once(t, following, like)
+                if fetched:
+                    fetch(x, j, like)
+                    fetch(t, j, like)
+                value_sum = add_wide(value_sum, behind)
+                behind, _, outside = loss_and_gradient(here_x, here_t, same_p)
+                faults = where(outside, 1.0, faults)
+            whole = add_to(whole, add_wide(value_sum, behind))
+            behind = nothing
+        return total(sum_of(whole)), total(faults)
 
     @inline
     def segment(arrays, want, start, stop, like):
@@ -227,6 +248,8 @@ def driver_of(formula, memory_for, unit_of):
         else:  # a loop of its own, for what is in a cache is 1.1 times as fast without prefetches
             value_sum, faults_within = sums(arrays, False, head, whole, like)
         faults = broadcast(0.0, like)
+        none = broadcast(0.0, np.float64(0.0))
+        others = none, none
         begin, end = start, head
         for _ in range(2):  # what lies before pairs, and behind
             for j in range(begin, end, step):
@@ -240,25 +263,24 @@ def driver_of(formula, memory_for, unit_of):
                     value = value * w
                     if kept:
                         write(loss, j, count, where(outside, NAN, value), like)
-                    value_sum = add_wide(value_sum, where(inside, value, 0.0))
+                    others = add_to(others, add_wide(none, where(inside, value, 0.0)))
                 if want & WANT_GRADIENT:
                     slope = slope * (w * _operand(upstream, same_u, j, count, like))
                     write(gradient, j, count, where(outside, 0.0, slope), like)
             begin, end = whole, stop
-        return total(value_sum), np.float64(faults_within + total(faults))
+        return value_sum + total(sum_of(others)), np.float64(faults_within + total(faults))
 
     @inline
     def block_at(addresses, layout, memory, want, per_unit, like, start, stop):
         """Units from `start` to `stop`: (sum of losses, faults)."""
         arrays = arrays_at(addresses, layout)
-        value_sum = 0.0
-        faults = 0.0
+        value_sum, faults = (0.0, 0.0), 0.0
         for unit in range(start, stop):
             line, begin, end = unit_of(arrays, unit, per_unit, unit == start, memory, like)
             v, f = segment(line, want, begin, end, like)
-            value_sum += v
+            value_sum = add_to(value_sum, v)
             faults += f
-        return value_sum, faults
+        return number_of(value_sum), faults
 
     # x, t, weight, pos_weight, upstream, gradient, loss: (far, outer, inner), upstream being the factor of the
     # gradient. Only parts make arrays of their addresses: here Numba would count references to them.

@@ -31,6 +31,7 @@ from nbloss.cpu.simd import (
     total,
     where,
 )
+from nbloss.cpu.sums import add_to, sum_of
 from nbloss.cpu.targets import (
     CLASS_INDEX,
     NO_TARGET,
@@ -178,7 +179,8 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     m = broadcast(LOWEST_32 if is_single(broadcast(0.0, like)) else LOWEST_64, like)
     reference = lane(m, 0)
     scale = scale_of(m)
-    rest = broadcast(0.0, np.float64(0.0))
+    none = broadcast(0.0, np.float64(0.0))
+    rest = none, none
     beyond = broadcast(NEG_INF, like)
     written = np.int64(0)
     for start in range(0, n, size):
@@ -189,14 +191,15 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
         if top > lane(m, 0) or (top == lane(m, 0) and not found):  # LOWEST, at first, a row may hold too
             if target < 0 and not every:
                 if found:  # the class left out so far is no longer the largest: its term joins the sum
-                    rest = where(only(0, rest), rest + np.float64(lane(scaled_exp(m, scale), 0)), rest)
+                    rest = add_to(rest, where(only(0, none), np.float64(lane(scaled_exp(m, scale), 0)), none))
                 left_out = _place(x, start, end, top, like)
             m = broadcast(top, like)
             if top > reference or not found:
                 reference = top if short else top + type(like)(MARGIN)
                 former, scale = scale, scale_of(broadcast(reference, like))
                 if found:
-                    rest = rest * scale_change(former, scale) * 2.0**-64
+                    change = scale_change(former, scale)
+                    rest = rest[0] * change * 2.0**-64, rest[1] * change * 2.0**-64
                     # No power of two: what was kept would be rounded once more, and is computed anew instead.
                     keep = keep and not (former[0] or scale[0])
             found = True
@@ -205,7 +208,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
             other, offset = x, size if stop + size <= n else offset
         written = write_chunk(operands, mode, unwritten, written, stop, scratch, like)
         s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, q, distances, exps, keep, like)
-        rest = add_wide(rest, s)
+        rest = add_to(rest, add_wide(none, s))
         beyond = maximum(t, beyond)
         if not short:
             top = largest(t) if offset else type(like)(NAN)
@@ -213,7 +216,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
                 exps[n + step + start // size] = reference
     if not found:  # -inf and NaN only
         m = broadcast(NAN, like)
-    return m, left_out, reference, scale, keep, total(rest), largest(beyond) if short else type(like)(NAN)
+    return m, left_out, reference, scale, keep, total(sum_of(rest)), largest(beyond) if short else type(like)(NAN)
 
 
 @inline

@@ -17,11 +17,11 @@ from nbloss.cpu.simd import (
     lanes,
     lent_to,
     plane_of,
-    sums_of_pairs,
     take,
     total,
     unallocated,
 )
+from nbloss.cpu.sums import add_to, number_of, sum_of, sum_of_every, sums_of_pairs
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.problem import LOSS_ONLY
 
@@ -48,10 +48,10 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
         start = (block - f * per_plane) * step
         first = start - (block - first_block) * step
         given, scratch = _work(addresses, layout, f, memory, kept, first, sizes, mass, own_factor, like)
-        value_sum = 0.0
+        value_sum = 0.0, 0.0
         for unit in range(start, min(units, start + step)):
-            value_sum += chunk(given, mode, unit, like, scratch)
-        return value_sum
+            value_sum = add_to(value_sum, chunk(given, mode, unit, like, scratch))
+        return number_of(value_sum)
 
     # own_factor is `factor`; for a mean it is divided by `divisor`, the weight of the labels where they are scanned.
     # Only parts make arrays of addresses: here Numba would count references to them, two thirds of the driver's text.
@@ -97,9 +97,7 @@ def driver_of(chunk, sum_piece=None, write_piece=None, kept=None):
                     addresses, layout, allocated(words), kept_memory, sizes, mass, own_factor, like, mode,
                     place, first_block, units, step,
                 )  # fmt: skip
-        value_sum = 0.0
-        for k in range(part.size):
-            value_sum += part[k]
+        value_sum = sum_of_every(part, 0, 1)
         return float(value_sum), float(bad), float(divisor)  # no NumPy scalars where this runs as Python
 
     return driver
@@ -161,7 +159,8 @@ def _work(addresses, layout, f, memory, kept, first, sizes, mass, own_factor, li
 def _weight_of_classes(weight, classes, like):
     if weight.shape[0] == 0:
         return np.float64(classes)
-    weight_sum = broadcast(0.0, np.float64(0.0))
+    none = broadcast(0.0, np.float64(0.0))
+    weight_sum = none, none
     for j in range(0, classes, lanes(like)):
-        weight_sum = add_wide(weight_sum, take(weight, j, min(lanes(like), classes - j), 0.0, like))
-    return total(weight_sum)
+        weight_sum = add_to(weight_sum, add_wide(none, take(weight, j, min(lanes(like), classes - j), 0.0, like)))
+    return total(sum_of(weight_sum))

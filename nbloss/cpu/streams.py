@@ -15,7 +15,6 @@ import numpy as np
 
 from nbloss.cpu.columns import (
     SUMS,
-    add_to,
     column_of,
     facts_of,
     finish_classes,
@@ -48,6 +47,7 @@ from nbloss.cpu.simd import (
     where,
     write_from,
 )
+from nbloss.cpu.sums import add_to
 from nbloss.cpu.targets import CLASS_INDEX, PROBABILITIES, add_gap
 from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT

@@ -11,7 +11,7 @@ def _bound(formula, **primitives):
 
 
 add_gap = _bound(formulas.add_gap, where=where, fma=fma)
-two_sum = inline(formulas.two_sum)
+picked_loss = _bound(formulas.picked_loss, where=where)
 row_loss = _bound(formulas.row_loss)
 target_gradient = _bound(formulas.target_gradient, where=where)
 dense_gradient = _bound(formulas.dense_gradient, where=where)

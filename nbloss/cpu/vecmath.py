@@ -169,13 +169,14 @@ def scale_change(former, scale):
     _, c, _, round_to = scale
     distance = np.float64(lane(former_c, 0)) - np.float64(lane(c, 0))
     powers = np.float64(lane(round_to - former_round_to, 0))
-    rest = 0.0
+    zero = broadcast(0.0, np.float64(0.0))
     if distance != 0.0:  # one c is 0, and the power takes most of the other away; or powers is 0
-        rest = distance + powers * LN2_HIGH_64 + powers * LN2_LOW_64
-        powers = 0.0
-    lowest = broadcast(-1023.0, np.float64(0.0))  # for which root_of_two is 0
-    power, _ = root_of_two(maximum(broadcast(powers + 64.0, np.float64(0.0)), lowest) + ROUND_64)
-    return lane(exp(broadcast(rest, np.float64(0.0))) * power, 0)
+        high, low = distance + powers * LN2_HIGH_64, powers * LN2_LOW_64
+        rest = high + low
+        lost = (high - rest) + low  # of 700, it makes 200 ulp of the result
+        return lane(scaled_exp(zero + rest, scale_of(zero)), 0) * (1.0 + lost)
+    power, _ = root_of_two(maximum(zero + (powers + 64.0), zero - 1023.0) + ROUND_64)  # of -1023, it is 0
+    return lane(power, 0)
 
 
 @inline

@@ -8,7 +8,6 @@ from numba.core import cgutils, types
 
 from nbloss.cpu.arithmetic import VECTOR_BYTES, compiled_raw
 from nbloss.cpu.memory import BYTES, Fields, pointer_to
-from nbloss.cpu.parts import inline
 
 
 def allocated(count):
@@ -37,17 +36,6 @@ def _(context, builder, sig, args):
     zero, item = (ir.Constant(ir.IntType(64), n) for n in (0, 8))
     nowhere = ir.Constant(ir.DoubleType().as_pointer(), None)
     return view(context, builder, sig.return_type, nowhere, [zero], [item])
-
-
-@inline
-def sums_of_pairs(values):
-    """(sum of every second element, sum of the others), in order."""
-    first = 0.0
-    second = 0.0
-    for k in range(0, values.size, 2):
-        first += values[k]
-        second += values[k + 1]
-    return first, second
 
 
 def line_from(a, f, i, k, count):

@@ -88,6 +88,7 @@ class Functions:
             "maximum": maximum,
         }
         self.add_gap = self.bound(formulas.add_gap)
+        self.picked_loss = self.bound(formulas.picked_loss)
         self.row_loss = self.bound(formulas.row_loss)
         self.rest_of_target = self.bound(formulas.rest_of_target)
         self.target_gradient = self.bound(formulas.target_gradient)

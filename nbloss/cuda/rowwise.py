@@ -117,7 +117,7 @@ def picks(code, form):
     """The kernel of nll_loss, a row a thread: its loss, or its gradient at the target (the rest of which is 0)."""
     stored, real = STORED[code], REAL[code]
     nothing, one = real(0), real(1)
-    add_gap = Functions(code).add_gap
+    picked_loss = Functions(code).picked_loss
     weight_size = one.itemsize
 
     def kernel(logits, target, mass, result, upstream, scale):
@@ -138,9 +138,7 @@ def picks(code, form):
         if form == LOSS_ONLY:
             value = nothing if label == ignore else NAN
             if active:
-                value = add_gap(
-                    nothing, weight_t, nothing, load(x + i * x_outer + label * x_class + k * x_inner, stored)
-                )
+                value = picked_loss(weight_t, load(x + i * x_outer + label * x_class + k * x_inner, stored))
             store(loss + i * loss_outer + k * loss_inner, value, one)
         elif active:
             if factor != 0:
