@@ -115,12 +115,9 @@ def _operand(a, same, j, count, like):
 
 
 @inline
-def _summed_at_once(count, like):
-    """Of so many elements, how many are added before what rounding takes from their sum is known.
-
-    Of float32, all: sums in float64 lose nothing of it.
-    """
-    return max(count, np.int64(1)) if is_single(broadcast(0.0, like)) else np.int64(16 * lanes(like))
+def _is_full(count, like):
+    """Whether what rounding takes from a sum of so many elements is to be known: every 16 vectors of float64."""
+    return not is_single(broadcast(0.0, like)) and count % (16 * lanes(like)) == 0
 
 
 @inline
@@ -146,42 +143,41 @@ def driver_of(formula, memory_for, unit_of):
         same_factor = same_w * same_u
         is_same, unweighted = weight.strides[0] == 0 and upstream.strides[0] == 0, _all_one(weight, same_w)
         none = broadcast(0.0, np.float64(0.0))
-        whole = none, none
+        value_sum, whole = none, (none, none)
         late = broadcast(0.0, like)
         faults = pair(late, late)
-        size = _summed_at_once(stop - start, like)
-        for begin in range(start, stop, size):
-            value_sum = none
-            for j in range(begin, min(begin + size, stop), 2 * step):
-                _fetch_pair(x, j, like)
-                _fetch_pair(t, j, like)
-                p = _pair_of(pos_weight, same_p, j, like)
-                value, slope, outside = loss_and_gradient(_load_pair(x, j, like), _load_pair(t, j, like), p)
-                faults = where(outside, 1.0, faults)
-                if want & WANT_VALUE:
-                    if not unweighted:
-                        value = value * _pair_of(weight, same_w, j, like)
-                    if kept:
-                        one, other = halves(where(outside, NAN, value))
-                        store(loss, j, one)
-                        store(loss, j + step, other)
-                    value_sum = add_wide(value_sum, value)
-                if want & WANT_GRADIENT:
-                    factor = pair(same_factor, same_factor)
-                    if not is_same:
-                        factor = _pair_of(weight, same_w, j, like) * _pair_of(upstream, same_u, j, like)
-                    one, other = halves(where(outside, 0.0, slope * factor))
-                    if aligned < 0:
-                        store(gradient, j, one)
-                        store(gradient, j + step, other)
-                    else:
-                        if j > start:  # a vector late, so that what is written past the caches is aligned
-                            stream(gradient, j - step + aligned, joined(late, one, aligned))
-                        elif aligned:
-                            store_first(gradient, j, aligned, one)
-                        stream(gradient, j + aligned, joined(one, other, aligned))
-                    late = other
-            whole = add_to(whole, value_sum)
+        for j in range(start, stop, 2 * step):
+            _fetch_pair(x, j, like)
+            _fetch_pair(t, j, like)
+            p = _pair_of(pos_weight, same_p, j, like)
+            value, slope, outside = loss_and_gradient(_load_pair(x, j, like), _load_pair(t, j, like), p)
+            faults = where(outside, 1.0, faults)
+            if want & WANT_VALUE:
+                if not unweighted:
+                    value = value * _pair_of(weight, same_w, j, like)
+                if kept:
+                    one, other = halves(where(outside, NAN, value))
+                    store(loss, j, one)
+                    store(loss, j + step, other)
+                value_sum = add_wide(value_sum, value)
+            if want & WANT_GRADIENT:
+                factor = pair(same_factor, same_factor)
+                if not is_same:
+                    factor = _pair_of(weight, same_w, j, like) * _pair_of(upstream, same_u, j, like)
+                one, other = halves(where(outside, 0.0, slope * factor))
+                if aligned < 0:
+                    store(gradient, j, one)
+                    store(gradient, j + step, other)
+                else:
+                    if j > start:  # a vector late, so that what is written past the caches is aligned
+                        stream(gradient, j - step + aligned, joined(late, one, aligned))
+                    elif aligned:
+                        store_first(gradient, j, aligned, one)
+                    stream(gradient, j + aligned, joined(one, other, aligned))
+                late = other
+            if _is_full(j + 2 * step - start, like):
+                whole, value_sum = add_to(whole, value_sum), none
+        whole = add_to(whole, value_sum)
         if aligned >= 0:
             put(gradient, stop - step + aligned, step - aligned, joined(late, late, aligned), like)
         return total(sum_of(whole)), total(faults)
@@ -198,24 +194,22 @@ def driver_of(formula, memory_for, unit_of):
         one_p, zero = load_one(pos_weight, 0, like), broadcast(0.0, like)
         same_p, nothing = at_once(one_p, one_p), at_once(zero, zero)
         none = broadcast(0.0, np.float64(0.0))
-        whole = none, none
+        value_sum, whole = none, (none, none)
         faults = behind = ahead_x = ahead_t = nothing
         if start < stop:
             ahead_x, ahead_t = load_at_once(x, start, like), load_at_once(t, start, like)
-        size = _summed_at_once(stop - start, like)
-        for begin in range(start, stop, size):
-            value_sum = none
-            for j in range(begin, min(begin + size, stop), step):
-                here_x, here_t, following = ahead_x, ahead_t, min(j + step, stop - step)
-                ahead_x, ahead_t = load_at_once(x, following, like), load_at_once(t, following, like)
-                if fetched:
-                    fetch(x, j, like)
-                    fetch(t, j, like)
-                value_sum = add_wide(value_sum, behind)
-                behind, _, outside = loss_and_gradient(here_x, here_t, same_p)
-                faults = where(outside, 1.0, faults)
-            whole = add_to(whole, add_wide(value_sum, behind))
-            behind = nothing
+        for j in range(start, stop, step):
+            here_x, here_t, following = ahead_x, ahead_t, min(j + step, stop - step)
+            ahead_x, ahead_t = load_at_once(x, following, like), load_at_once(t, following, like)
+            if fetched:
+                fetch(x, j, like)
+                fetch(t, j, like)
+            value_sum = add_wide(value_sum, behind)
+            if _is_full(j - start, like):
+                whole, value_sum = add_to(whole, value_sum), none
+            behind, _, outside = loss_and_gradient(here_x, here_t, same_p)
+            faults = where(outside, 1.0, faults)
+        whole = add_to(whole, add_wide(value_sum, behind))
         return total(sum_of(whole)), total(faults)
 
     @inline

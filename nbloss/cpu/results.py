@@ -3,7 +3,6 @@
 import numpy as np
 
 from nbloss.cpu.simd import (
-    add_wide,
     aligned_at,
     broadcast,
     first,
@@ -20,7 +19,7 @@ from nbloss.cpu.simd import (
     total,
     where,
 )
-from nbloss.cpu.sums import add_to, sum_of
+from nbloss.cpu.sums import add_wide_to, sum_of
 from nbloss.cpu.targets import PROBABILITIES, add_gap, dense_gradient
 from nbloss.cpu.vecmath import scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX
@@ -57,8 +56,8 @@ def dense_gap(x, q, weight, mode, m, like):
             mass_j = mass_at(q, weight, mode, whole, stop - whole, like)
             narrow_gap = add_gap(narrow_gap, mass_j, m, load_first(x, whole, stop - whole, 0.0, like))
             narrow_mass = narrow_mass + mass_j
-        gap = add_to(gap, add_wide(none, narrow_gap + other_gap))
-        mass = add_to(mass, add_wide(none, narrow_mass + other_mass))
+        gap = add_wide_to(gap, narrow_gap + other_gap)
+        mass = add_wide_to(mass, narrow_mass + other_mass)
     return total(sum_of(gap)), total(sum_of(mass))
 
 

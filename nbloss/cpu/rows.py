@@ -10,7 +10,6 @@ import numpy as np
 from nbloss.cpu.per_row import gradient_facts
 from nbloss.cpu.results import clear_row, dense_gap
 from nbloss.cpu.simd import (
-    add_wide,
     aligned_at,
     broadcast,
     first_lane,
@@ -31,7 +30,7 @@ from nbloss.cpu.simd import (
     total,
     where,
 )
-from nbloss.cpu.sums import add_to, sum_of
+from nbloss.cpu.sums import add_to, add_wide_to, sum_of
 from nbloss.cpu.targets import (
     CLASS_INDEX,
     NO_TARGET,
@@ -208,7 +207,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
             other, offset = x, size if stop + size <= n else offset
         written = write_chunk(operands, mode, unwritten, written, stop, scratch, like)
         s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, q, distances, exps, keep, like)
-        rest = add_to(rest, add_wide(none, s))
+        rest = add_wide_to(rest, s)
         beyond = maximum(t, beyond)
         if not short:
             top = largest(t) if offset else type(like)(NAN)

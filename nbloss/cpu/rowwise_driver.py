@@ -9,7 +9,6 @@ from nbloss.cpu.scanning import scan_piece
 from nbloss.cpu.simd import (
     UNLESS_NEW,
     VECTOR_BYTES,
-    add_wide,
     allocated,
     broadcast,
     inline,
@@ -21,7 +20,7 @@ from nbloss.cpu.simd import (
     total,
     unallocated,
 )
-from nbloss.cpu.sums import add_to, number_of, sum_of, sum_of_every, sums_of_pairs
+from nbloss.cpu.sums import add_to, add_wide_to, number_of, sum_of, sum_of_every, sums_of_pairs
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.problem import LOSS_ONLY
 
@@ -162,5 +161,5 @@ def _weight_of_classes(weight, classes, like):
     none = broadcast(0.0, np.float64(0.0))
     weight_sum = none, none
     for j in range(0, classes, lanes(like)):
-        weight_sum = add_to(weight_sum, add_wide(none, take(weight, j, min(lanes(like), classes - j), 0.0, like)))
+        weight_sum = add_wide_to(weight_sum, take(weight, j, min(lanes(like), classes - j), 0.0, like))
     return total(sum_of(weight_sum))

@@ -2,8 +2,11 @@
 float64 losses of 0.1, added one by one, is off by 87 ulp.
 """
 
+import numpy as np
+
 from nbloss import formulas
-from nbloss.cpu.arithmetic import where
+from nbloss.cpu.arithmetic import is_single, where
+from nbloss.cpu.lanes import add_wide, broadcast
 from nbloss.cpu.parts import inline
 
 two_sum = inline(formulas.two_sum)
@@ -14,6 +17,14 @@ def add_to(to, x):
     """(a sum, what rounding took from it) with x added."""
     added, lost = two_sum(to[0], x)
     return added, to[1] + lost
+
+
+@inline
+def add_wide_to(to, x):
+    """`add_to` for the lanes of x, added in float64; float32 loses nothing there that its results would show."""
+    if is_single(x):
+        return add_wide(to[0], x), to[1]
+    return add_to(to, add_wide(broadcast(0.0, np.float64(0.0)), x))
 
 
 @inline
