@@ -196,14 +196,17 @@ def test_alignment(rng, monkeypatch, past_caches, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("inner", [800, 801])
-def test_planes_past_the_caches(rng, monkeypatch, dtype, inner):
-    """Several tiles to a unit of work; planes that begin in line with each other, and planes that do not."""
+@pytest.mark.parametrize(("classes", "inner"), [(5, 800), (5, 801), (20, 4096), (20, 6144)])
+def test_planes_past_the_caches(rng, monkeypatch, dtype, classes, inner):
+    """Several tiles to a unit of work; planes that begin in line with each other, a page apart, and neither."""
     from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "FEW", 1)
-    x, labels = rng.standard_normal((2, 5, inner)).astype(dtype), rng.integers(0, 5, (2, inner))
+    x, labels = rng.standard_normal((2, classes, inner)).astype(dtype), rng.integers(0, classes, (2, inner))
     expected = nbloss.cross_entropy.value_and_grad(x, labels)
+    apart = np.empty((2, classes, inner + 10), dtype)[..., :inner]
+    apart[...] = x
+    assert bits(nbloss.cross_entropy.value_and_grad(apart, labels)) == bits(expected)
     monkeypatch.setattr(auxiliary, "LARGE", 0)
     for offset in [*range(0, 64, x.itemsize), 1]:
         raw = np.full(x.nbytes + 128, 170, np.uint8)

@@ -79,13 +79,13 @@ def test_weights_of_short_lines(rng, columns):
             close(result, wanted)
 
 
-@pytest.mark.parametrize("inner", [300, 301])
-def test_planes_past_the_caches(rng, monkeypatch, inner):
-    """Of several tiles to a unit."""
+@pytest.mark.parametrize(("classes", "inner"), [(3, 300), (3, 301), (17, 512)])
+def test_planes_past_the_caches(rng, monkeypatch, classes, inner):
+    """Of several tiles to a unit; of the last, one is copied while the other is worked out."""
     from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "FEW", 1)
-    x, labels = rng.standard_normal((1, 3, inner)), rng.integers(0, 3, (1, inner))
+    x, labels = rng.standard_normal((1, classes, inner)), rng.integers(0, classes, (1, inner))
     near = nbloss.cross_entropy.grad(x, labels)
     monkeypatch.setattr(auxiliary, "LARGE", 0)
     for start in range(9):

@@ -23,7 +23,7 @@ from nbloss.cpu.scanning import pieces_of
 from nbloss.cpu.simd import HAS_AVX512, LINE, VECTOR_BYTES
 from nbloss.cpu.streams import KEPT, conclude, room_of_stream, sum_piece, write_piece
 from nbloss.cpu.targets import CLASS_INDEX, PROBABILITIES
-from nbloss.cpu.tiles import FACTS, room_of_tile, tiles
+from nbloss.cpu.tiles import FACTS, are_aliased, room_of_tile, tiles
 from nbloss.cpu.unwritten import SHORT, room_of_row
 from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array
@@ -220,15 +220,17 @@ def _cut_for_streams(x: Array, step: int, fold: int) -> Cut:
 
 def _cut_for_tiles(x: Array, step: int, past_caches: bool) -> Cut:
     _, outer, classes, inner = x.shape
+    aliased = are_aliased(classes, x.strides[2])
     per_unit, breadth = SHARED if outer > 1 and abs(x.strides[1]) < abs(x.strides[3]) else LINED_UP, 1
     if _fill_lines(x, step):
         vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
         # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache of
         # their own.
-        breadth = max(min(WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
+        breadth = max(min(2 * WIDEST if aliased else WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
         per_unit = breadth * max(min(TILES_A_UNIT, outer * -(-inner // (breadth * step)) // FEW), 1)
     units, elements = outer * -(-inner // (per_unit * step)), classes * min(per_unit * step, _whole(x, step))
-    return Cut(TILES, units, elements, per_unit, breadth, room_of_tile(classes, per_unit, breadth, step, past_caches))
+    room = room_of_tile(aliased, classes, per_unit, breadth, step, past_caches)
+    return Cut(TILES, units, elements, per_unit, breadth, room)
 
 
 def _per_class(views: Operands) -> list[Array]:
