@@ -232,6 +232,9 @@ def test_a_late_jump(dtype, height):
     exact = np.exp(LONG(4) - LONG(dtype(height)))
     assert p > 0
     assert abs(p - exact) <= 4 * max(np.spacing(p), np.finfo(dtype).smallest_subnormal)
+    x = np.full((1, 8192), -1e308)
+    x[0, -1] = 1e308  # further apart than float64 can tell
+    assert nbloss.cross_entropy(x, [8191]) == 0
     for offset in (0, 1500, -2100, 2**20):  # large logits are taken from each other first, from 2048 on
         x = np.full((1, 8192), float(offset))
         x[0, -1] += 712.5
@@ -310,7 +313,8 @@ def test_float64_mean_over_many_elements(rng, start):
         x = np.broadcast_to(rng.standard_normal(classes), (n // classes, classes))
         labels = np.zeros(len(x), np.int64)
         one = nbloss.cross_entropy(x[:1], labels[:1])
-        assert ulps(nbloss.cross_entropy(np.ascontiguousarray(x), labels), one) <= 5
+        for layout in (np.ascontiguousarray, np.asfortranarray):
+            assert ulps(nbloss.cross_entropy(layout(x), labels), one) <= 5
 
 
 def test_float32_mean_over_many_elements(rng):
@@ -364,6 +368,23 @@ def test_gradient_at_a_target_with_little_mass(dtype, classes, weight, logit):
     exact, terms = others * p - own_mass * rest, others * p + own_mass * rest
     limit = 8 + classes / 64  # the masses of all classes are added, on a device in the dtype itself
     assert abs(mpmath.mpf(float(gradient)) - exact) < limit * np.finfo(dtype).eps * terms
+
+
+@pytest.mark.cpu  # a device rounds the masses of the others and of the target apart
+@pytest.mark.parametrize("classes", [3, 100, 600])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradient_at_a_target_with_nearly_all_mass(classes, axis):
+    """Float32: the mass that smoothing puts on the other classes is a difference of two large numbers."""
+    weights = np.full(classes, 1e-5, np.float32)
+    weights[0] = 1.7
+    x = np.zeros((2, classes), np.float32)
+    x[:, 0] = 18
+    x = np.ascontiguousarray(np.moveaxis(x, 1, axis))
+    gradient = nbloss.cross_entropy.grad(x, [0, 0], axis=axis, weight=weights, label_smoothing=0.1, reduction="sum")
+    wide, uniform = weights.astype(np.float64), np.float64(np.float32(0.1 / classes))
+    others, r = uniform * wide[1:].sum(), (classes - 1) * np.exp(-18.0)
+    exact = others - (wide[0] * np.float64(np.float32(0.9)) + uniform * wide.sum()) * r / (1 + r)
+    np.testing.assert_allclose(np.moveaxis(gradient, axis, 1)[:, 0], exact, rtol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -81,7 +81,7 @@ def test_weights_of_short_lines(rng, columns):
 
 @pytest.mark.parametrize(("classes", "inner"), [(3, 300), (3, 301), (17, 512)])
 def test_planes_past_the_caches(rng, monkeypatch, classes, inner):
-    """Of several tiles to a unit; of the last, one is copied while the other is worked out."""
+    """Several tiles to a unit; in the last case, one is copied while the one before it is worked out."""
     from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "FEW", 1)

@@ -60,7 +60,7 @@ from nbloss.cpu.simd import (
     where,
     write_lines,
 )
-from nbloss.cpu.sums import two_sum
+from nbloss.cpu.sums import no_sum, sum_of, two_sum
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES
 from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOSS_ONLY
@@ -177,7 +177,7 @@ def groups(operands, mode, unit, like, scratch):
     by_line = mode.nontemporal and out.strides[2] == classes * out.itemsize
     written = start * classes
     zero = broadcast(0.0, like)
-    value_sum = broadcast(0.0, np.float64(0.0))
+    value_sum = no_sum()
     for k in range(min(step, stop - start)):
         store(memory, FOLDED + k * step, row_maximum(row_of(x, i, start + k), like))
     m, exp_max, some_large = _scale_of_group(memory, min(step, stop - start), like)
@@ -216,7 +216,7 @@ def groups(operands, mode, unit, like, scratch):
 
         if form != LOSS_ONLY:
             factor = row_factors(operands, scratch, i, low, count, like)
-            a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
+            a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass, scratch, like)
             store(memory, INVERSE, inverse)
             store(memory, R, r)
             store(memory, LOG_NORM, log_norm)
@@ -226,4 +226,4 @@ def groups(operands, mode, unit, like, scratch):
             store(memory, AT_TARGET, at_target)
             written = _write_group(operands, mode, memory, lead, i, low, count, stop, by_line, written, like)
         m, exp_max, some_large = following
-    return total(value_sum)
+    return total(sum_of(value_sum))

@@ -3,7 +3,21 @@
 import numpy as np
 
 from nbloss.cpu.labels import OUTSIDE, label_at, labelled, load_labels, without_class
-from nbloss.cpu.simd import add_wide, broadcast, first, inline, lanes, load, load_one, store, store_one, where, write
+from nbloss.cpu.simd import (
+    broadcast,
+    first,
+    fma,
+    inline,
+    lane,
+    lanes,
+    load,
+    load_one,
+    store,
+    store_one,
+    where,
+    write,
+)
+from nbloss.cpu.sums import add_wide_to
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, add_gap, row_loss, target_gradient
 
 
@@ -60,12 +74,12 @@ def nan_if_infinite(m):
 
 
 @inline
-def add_losses(value_sum, loss, i, k, left, whole, a, log_norm, like):
-    """value_sum and the losses of a vector of rows, `left` or all of it, which are written where they are asked for."""
+def add_losses(to, loss, i, k, left, whole, a, log_norm, like):
+    """A sum with the losses of a vector of rows, `left` or all of it, which are written where they are asked for."""
     value = row_loss(whole, a, log_norm)
     if loss.shape[1]:
         write(loss[i], k, min(lanes(like), left), value, like)
-    return add_wide(value_sum, where(first(left, value), value, 0.0))
+    return add_wide_to(to, where(first(left, value), value, 0.0))
 
 
 @inline
@@ -87,11 +101,13 @@ def row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass,
 
 
 @inline
-def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass):
+def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass, scratch, like):
     """(a, a / norm, what is written at the target, or else where the maximum is): what a row's gradient is made of."""
     a = kept + mass
     spread = mode.uniform * w_t  # what smoothing leaves on the target
-    at_target = factor * target_gradient(rest, own, norm, a, kept + spread, mass - spread)
+    # The others have the rest, a small difference where the target has nearly all weight; `lost` is what both lost.
+    lost = broadcast(scratch.row_mass - np.float64(lane(mass, 0)), like) - fma(mode.uniform, w_t, -spread)
+    at_target = factor * target_gradient(rest, own, norm, a, kept + spread, (mass - spread) + lost)
     if mode.kind == NO_TARGET:
         at_target = exp_max / norm  # the product with 1 / norm can miss 1
     return a, a / norm, at_target

@@ -6,6 +6,7 @@ from nbloss.cpu.labels import OUTSIDE, labelled, without_class
 from nbloss.cpu.per_row import add_losses, row_factors, row_labels, row_weights, rows_of
 from nbloss.cpu.results import clear_row
 from nbloss.cpu.simd import broadcast, gather_classes, inline, lanes, plane_of, scatter_classes, total, where
+from nbloss.cpu.sums import no_sum, sum_of
 from nbloss.cpu.targets import picked_loss
 from nbloss.problem import GRADIENT
 
@@ -18,7 +19,7 @@ def picks(operands, mode, unit, like, scratch):
     step = lanes(like)
     i, start, stop = rows_of(unit, operands.x.shape[2], scratch.per_unit)
     zero = broadcast(0.0, like)
-    value_sum = broadcast(0.0, np.float64(0.0))
+    value_sum = no_sum()
     for k in range(start, stop, step):
         count = min(step, stop - k)
         labels = row_labels(operands, mode, scratch, i, k, count, like)
@@ -34,4 +35,4 @@ def picks(operands, mode, unit, like, scratch):
             fixed = where(labelled(labels, OUTSIDE), np.nan, zero)
             value = where(without_class(labels), fixed, picked_loss(w_t, x_t))
             value_sum = add_losses(value_sum, operands.loss, i, k, count, value, zero, zero, like)
-    return total(value_sum)
+    return total(sum_of(value_sum))

@@ -35,7 +35,7 @@ from nbloss.cpu.simd import (
     where,
     write,
 )
-from nbloss.cpu.sums import add_to, number_of, sum_of, sums_of_pairs
+from nbloss.cpu.sums import add_to, add_wide_to, no_sum, number_of, sum_of, sums_of_pairs
 from nbloss.problem import WANT_GRADIENT, WANT_VALUE
 
 PRIMITIVES = {
@@ -116,7 +116,7 @@ def _operand(a, same, j, count, like):
 
 @inline
 def _is_full(count, like):
-    """Whether what rounding takes from a sum of so many elements is to be known: every 16 vectors of float64."""
+    """Whether the sum of a group of float64 is complete after so many elements: every 16 vectors. Never for float32."""
     return not is_single(broadcast(0.0, like)) and count % (16 * lanes(like)) == 0
 
 
@@ -143,7 +143,7 @@ def driver_of(formula, memory_for, unit_of):
         same_factor = same_w * same_u
         is_same, unweighted = weight.strides[0] == 0 and upstream.strides[0] == 0, _all_one(weight, same_w)
         none = broadcast(0.0, np.float64(0.0))
-        value_sum, whole = none, (none, none)
+        value_sum, whole = none, no_sum()
         late = broadcast(0.0, like)
         faults = pair(late, late)
         for j in range(start, stop, 2 * step):
@@ -194,7 +194,7 @@ def driver_of(formula, memory_for, unit_of):
         one_p, zero = load_one(pos_weight, 0, like), broadcast(0.0, like)
         same_p, nothing = at_once(one_p, one_p), at_once(zero, zero)
         none = broadcast(0.0, np.float64(0.0))
-        value_sum, whole = none, (none, none)
+        value_sum, whole = none, no_sum()
         faults = behind = ahead_x = ahead_t = nothing
         if start < stop:
             ahead_x, ahead_t = load_at_once(x, start, like), load_at_once(t, start, like)
@@ -242,8 +242,7 @@ def driver_of(formula, memory_for, unit_of):
         else:  # a loop of its own, for what is in a cache is 1.1 times as fast without prefetches
             value_sum, faults_within = sums(arrays, False, head, whole, like)
         faults = broadcast(0.0, like)
-        none = broadcast(0.0, np.float64(0.0))
-        others = none, none
+        others = no_sum()
         begin, end = start, head
         for _ in range(2):  # what lies before pairs, and behind
             for j in range(begin, end, step):
@@ -257,7 +256,7 @@ def driver_of(formula, memory_for, unit_of):
                     value = value * w
                     if kept:
                         write(loss, j, count, where(outside, NAN, value), like)
-                    others = add_to(others, add_wide(none, where(inside, value, 0.0)))
+                    others = add_wide_to(others, where(inside, value, 0.0))
                 if want & WANT_GRADIENT:
                     slope = slope * (w * _operand(upstream, same_u, j, count, like))
                     write(gradient, j, count, where(outside, 0.0, slope), like)

@@ -1,7 +1,5 @@
 """What is written of a row, vectors along the classes; and the dense part of its target."""
 
-import numpy as np
-
 from nbloss.cpu.simd import (
     aligned_at,
     broadcast,
@@ -19,7 +17,7 @@ from nbloss.cpu.simd import (
     total,
     where,
 )
-from nbloss.cpu.sums import add_wide_to, sum_of
+from nbloss.cpu.sums import add_wide_to, no_sum, sum_of
 from nbloss.cpu.targets import PROBABILITIES, add_gap, dense_gradient
 from nbloss.cpu.vecmath import scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX
@@ -40,8 +38,7 @@ def mass_at(q, weight, mode, j, count, like):
 def dense_gap(x, q, weight, mode, m, like):
     """(sum_j q_j (m - x_j), sum_j q_j) over the dense part."""
     n, step = x.shape[0], lanes(like)
-    none = broadcast(0.0, np.float64(0.0))
-    gap = mass = none, none
+    gap = mass = no_sum()
     # Two sums of eight vectors are widened as one: a third faster than to widen each vector, for half an ulp.
     for start in range(0, n, 16 * step):
         stop = min(start + 16 * step, n)

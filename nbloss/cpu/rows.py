@@ -30,7 +30,7 @@ from nbloss.cpu.simd import (
     total,
     where,
 )
-from nbloss.cpu.sums import add_to, add_wide_to, sum_of
+from nbloss.cpu.sums import add_to, add_wide_to, no_sum, sum_of
 from nbloss.cpu.targets import (
     CLASS_INDEX,
     NO_TARGET,
@@ -179,7 +179,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     reference = lane(m, 0)
     scale = scale_of(m)
     none = broadcast(0.0, np.float64(0.0))
-    rest = none, none
+    rest = no_sum()
     beyond = broadcast(NEG_INF, like)
     written = np.int64(0)
     for start in range(0, n, size):
@@ -269,8 +269,9 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
             log_norm = broadcast(lane(log1p(broadcast(r, np.float64(0.0))), 0), like)
         factor = broadcast(upstream[i, 0] if upstream.shape[0] else scratch.own_factor, like)
         of_max, others, of_target = broadcast(exp_max, like), broadcast(rest, like), broadcast(own, like)
+        every, weight_t, dense = broadcast(norm, like), broadcast(w_t, like), broadcast(mass, like)
         a, slope, at_target = gradient_facts(
-            mode, factor, w_t, of_max, others, of_target, broadcast(norm, like), kept, broadcast(mass, like)
+            mode, factor, weight_t, of_max, others, of_target, every, kept, dense, scratch, like
         )
         if kind == NO_TARGET and form == GRADIENT and lane(at_target, 0) == 1.0:  # products with the slope miss it
             target = _place(row, np.int64(0), n, lane(m, 0), like)

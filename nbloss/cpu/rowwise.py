@@ -29,9 +29,10 @@ from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array
 
 # Rows that lie side by side share a tile of vectors of rows: as wide as TILE_BYTES allow, up to WIDEST vectors, for
-# long lines suit memory. More bytes, malloc would ask the operating system for each time. Of many classes, it is USUAL
-# vectors wide all the same (1000: 1.9 times faster than one). A unit is TILES_A_UNIT of them, which write whole lines
-# (16 x 21 x 256 x 256: 0.85 of the time of one); fewer where units would be too FEW.
+# long lines suit memory (of classes that are aliased, twice that, and two tiles; see ``tiles``). More bytes, malloc may
+# ask the operating system for each time. Of many classes, it is USUAL vectors wide all the same (1000: 1.9 times
+# faster than one). A unit is TILES_A_UNIT of them, which write whole lines (16 x 21 x 256 x 256: 0.85 of the time of
+# one); fewer where units would be too FEW.
 WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT = 16, (1 << 17) - 1, 8, 8
 # Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed: units as wide as lines are,
 # or WIDEST_STREAM vectors (512 rows of 32000: 0.8 of the time of half of that), SPAN vectors or LEAST lines to a block.

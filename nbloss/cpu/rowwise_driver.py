@@ -10,7 +10,6 @@ from nbloss.cpu.simd import (
     UNLESS_NEW,
     VECTOR_BYTES,
     allocated,
-    broadcast,
     inline,
     is_mapped,
     lanes,
@@ -20,7 +19,7 @@ from nbloss.cpu.simd import (
     total,
     unallocated,
 )
-from nbloss.cpu.sums import add_to, add_wide_to, number_of, sum_of, sum_of_every, sums_of_pairs
+from nbloss.cpu.sums import add_to, add_wide_to, no_sum, number_of, sum_of, sum_of_every, sums_of_pairs
 from nbloss.cpu.targets import CLASS_INDEX
 from nbloss.problem import LOSS_ONLY
 
@@ -158,8 +157,7 @@ def _work(addresses, layout, f, memory, kept, first, sizes, mass, own_factor, li
 def _weight_of_classes(weight, classes, like):
     if weight.shape[0] == 0:
         return np.float64(classes)
-    none = broadcast(0.0, np.float64(0.0))
-    weight_sum = none, none
+    weight_sum = no_sum()
     for j in range(0, classes, lanes(like)):
         weight_sum = add_wide_to(weight_sum, take(weight, j, min(lanes(like), classes - j), 0.0, like))
     return total(sum_of(weight_sum))

@@ -47,7 +47,7 @@ from nbloss.cpu.simd import (
     where,
     write_from,
 )
-from nbloss.cpu.sums import add_to
+from nbloss.cpu.sums import add_to, no_sum, sum_of
 from nbloss.cpu.targets import CLASS_INDEX, PROBABILITIES, add_gap
 from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
 from nbloss.problem import GRADIENT
@@ -207,7 +207,7 @@ def conclude(operands, mode, unit, like, scratch):
     i, start, stop, at = _place_of(operands, unit, scratch, like)
     rows = operands.x.shape[2]
     none = broadcast(-np.inf, like)
-    value_sum = broadcast(0.0, np.float64(0.0))
+    value_sum = no_sum()
     for k in range(start, min(stop, rows), step):
         count, here = min(step, rows - k), at + (k - start) * KEPT
         m, reference, sums = none, _finite(none, like), no_sums(like)
@@ -231,7 +231,7 @@ def conclude(operands, mode, unit, like, scratch):
             for number in range(SUMS_AT + FINISHING):
                 for c in range(here + number * step + rows, here + number * step + stop):
                     kept[c] = kept[c - rows]
-    return total(value_sum)
+    return total(sum_of(value_sum))
 
 
 @inline

@@ -13,6 +13,13 @@ two_sum = inline(formulas.two_sum)
 
 
 @inline
+def no_sum():
+    """What `add_to` adds float64 lanes to, before the first ones."""
+    none = broadcast(0.0, np.float64(0.0))
+    return none, none
+
+
+@inline
 def add_to(to, x):
     """(a sum, what rounding took from it) with x added."""
     added, lost = two_sum(to[0], x)
@@ -31,12 +38,12 @@ def add_wide_to(to, x):
 def sum_of(parts):
     """The vector that `add_to` kept in two parts."""
     added, lost = parts
-    return added + where(lost == lost, lost, 0.0)  # NaN where the sum is infinite
+    return added + where(lost == lost, lost, 0.0)  # it is NaN where the sum is infinite
 
 
 @inline
 def number_of(parts):
-    """The number that it did."""
+    """As `sum_of`, for numbers."""
     added, lost = parts
     return added + lost if lost == lost else added
 

@@ -26,21 +26,22 @@ from nbloss.cpu.simd import (
     write_from,
     write_lines,
 )
+from nbloss.cpu.sums import no_sum, sum_of
 from nbloss.cpu.vecmath import log1p
 from nbloss.problem import LOSS_ONLY
 
 NEG_INF = -np.inf
 FACTS = 3  # numbers a row that its loss is made of
-# Classes that are a multiple of PAGE bytes apart are in the same sets of a cache, in which there is room for WAYS lines
-# or less: of more classes, what is fetched a tile ahead is gone before it is copied. Then tiles are twice as wide, and
-# those of up to SMALL bytes are copied in turns, FETCHED lines after they are fetched. With both, 21 planes of 256 x
-# 256 take 0.84 of the time (with AVX2 0.88), and 150 of them 0.75; 10, and planes apart by other numbers, would take up
-# to 1.1.
+# Classes that are a multiple of PAGE bytes apart lie in the same sets of a cache, which hold WAYS lines or less: of
+# more classes, what is fetched a tile ahead is gone before it is copied. Then tiles are up to twice as wide, and each
+# is copied while the one before is worked out, FETCHED lines or more behind what is fetched; but not tiles of more than
+# SMALL bytes (USUAL vectors of more than 227 classes). 21 planes of 256 x 256 take 0.84 of the time (with AVX2 0.88),
+# 150 of them 0.75. Of 10 planes, and of planes at other distances, it would be up to 1.1 and 1.4.
 PAGE, WAYS, SMALL, FETCHED = 4096, 16, 1 << 17, 24
 
 
 def are_aliased(classes, apart):
-    """Whether classes so many bytes apart put each other out of the caches."""
+    """Whether classes that lie so many bytes apart push each other out of the caches."""
     return classes > WAYS and apart % PAGE == 0
 
 
@@ -48,7 +49,7 @@ _are_aliased = inline(are_aliased)
 
 
 def _in_turns(aliased, classes, breadth):
-    """Whether there are two tiles, one of which is copied while the other is worked out."""
+    """Whether there are two tiles: the next one is copied while this one is worked out."""
     return aliased and breadth > 1 and classes * (breadth + 1) * VECTOR_BYTES <= SMALL
 
 
@@ -95,7 +96,8 @@ def tiles(operands, mode, unit, like, scratch):
     in_line = out.strides[1] == out.itemsize and out.strides[2] == classes * out.itemsize
     by_line = nontemporal and lined_up and in_line and classes >= 2 * step
     band, written = facts_at - (classes + 1) * step, start * classes
-    # Where the tile is that is worked out, and the one that is copied beside it, some classes with each vector of rows.
+    # Where the tile that is worked out lies, and where the next one is copied to meanwhile, some of its classes beside
+    # each vector of rows; both are 0 where there is one tile only.
     in_turns = _are_in_turns(_are_aliased(classes, x.strides[1]), classes, breadth)
     here, other = np.int64(0), np.int64(classes * lead if in_turns else 0)
     low, high = start, _end_of_tile(out, i, start, stop, breadth, nontemporal, like)
@@ -113,14 +115,14 @@ def tiles(operands, mode, unit, like, scratch):
             m = broadcast(NEG_INF, like)
             for j in range(classes):
                 m = maximum(load(tile, here + j * lead + before, like), m)
-        copies = in_turns and after > high
-        vectors = (high - low + step - 1) // step
+        copies = in_turns and after > high  # then this tile is `breadth` vectors of rows
         for k in range(low, high, step):
-            count, at, done = min(step, high - k), here + before + k - low, (k - low) // step
+            count, at = min(step, high - k), here + before + k - low
             if copies:
-                for j in range(classes * done // vectors, classes * (done + 1) // vectors):
+                done = (k - low) // step
+                for j in range(classes * done // breadth, classes * (done + 1) // breadth):
                     read_into(tile, other + j * lead + before, x[i, j], high, after, like)
-                fetched = _next_classes(x, high, after, done, vectors, breadth, like)
+                fetched = _next_classes(x, high, after, done, breadth, like)
             else:
                 fetched = _next_tile(x, low, k, breadth, lined_up, like)
             m = nan_if_infinite(m)
@@ -161,9 +163,9 @@ def tiles(operands, mode, unit, like, scratch):
 def _write(tile, at, to, before, out, low, high, is_later, more, nontemporal, like):
     """out[low:high], which lies in `tile` a vector behind `at`.
 
-    Past the caches by whole lines: what is left of the last one goes `to` where it is written with the next tile. Where
-    two tiles wrote a part each, the line was read first, and all that is written later waited for it (16 x 21 x 256 x
-    256: 1.2 times).
+    Past the caches by whole lines: what is left of the last one goes to `to`, a vector before this class in the next
+    tile, and is written with that. Where two tiles wrote a part each, the line was read first, and all that is written
+    later waited for it (16 x 21 x 256 x 256: 1.2 times).
     """
     begin, end = low, high
     if nontemporal and before:
@@ -176,7 +178,7 @@ def _write(tile, at, to, before, out, low, high, is_later, more, nontemporal, li
 
 @inline
 def _end_of_tile(out, i, low, stop, breadth, nontemporal, like):
-    """Where a tile from `low` on ends."""
+    """Where a tile that begins at `low` ends."""
     high = low + breadth * lanes(like)
     if nontemporal and breadth > 1:  # tiles begin where lines of `out` do: 0.9 of the time
         high = line_before(out[i, 0], high, like)
@@ -187,13 +189,13 @@ def _end_of_tile(out, i, low, stop, breadth, nontemporal, like):
 def _losses(loss, tile, facts_at, facts_step, i, start, stop, like):
     """The losses of a unit's rows, and their sum. Apart from all else, the logarithms of several vectors overlap."""
     step = lanes(like)
-    value_sum = broadcast(0.0, np.float64(0.0))
+    value_sum = no_sum()
     for k in range(start, stop, step):
         at = facts_at + k - start
         whole, a = load(tile, at, like), load(tile, at + facts_step, like)
         log_norm = log1p(load(tile, at + 2 * facts_step, like))
         value_sum = add_losses(value_sum, loss, i, k, stop - k, whole, a, log_norm, like)
-    return total(value_sum)
+    return total(sum_of(value_sum))
 
 
 @inline
@@ -215,14 +217,15 @@ def _next_tile(x, low, k, breadth, lined_up, like):
 
 
 @inline
-def _next_classes(x, high, after, done, vectors, breadth, like):
-    """As `_next_tile`, where tiles are in turns: what is copied FETCHED lines later, of the next one or the one behind.
+def _next_classes(x, high, after, done, breadth, like):
+    """As `_next_tile`, for tiles in turns: what is copied FETCHED lines later, or more; near the end of the next tile,
+    the first lines of the one behind it.
 
-    By whole vectors of rows, each of which takes as many lines as there are classes.
+    Beside each vector of rows, as many lines are copied, and fetched, as there are classes.
     """
     classes = x.shape[1]
     done += (FETCHED + classes - 1) // classes
-    start, lines = (high, done * classes) if done < vectors else (after, (done - vectors) * classes)
+    start, lines = (high, done * classes) if done < breadth else (after, (done - breadth) * classes)
     row = lines // breadth
     column = lines - row * breadth
     return start + column * lanes(like) + row * (x.strides[1] // x.itemsize), breadth - column
