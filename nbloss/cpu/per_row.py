@@ -105,7 +105,8 @@ def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass, scra
     """(a, a / norm, what is written at the target, or else where the maximum is): what a row's gradient is made of."""
     a = kept + mass
     spread = mode.uniform * w_t  # what smoothing leaves on the target
-    # The others have the rest, a small difference where the target has nearly all weight; `lost` is what both lost.
+    # Other classes have the rest, a small difference where the target has nearly all weight: with what rounding takes
+    # from either. Only class indices have a target; their dense mass is that of every row.
     lost = broadcast(scratch.row_mass - np.float64(lane(mass, 0)), like) - fma(mode.uniform, w_t, -spread)
     at_target = factor * target_gradient(rest, own, norm, a, kept + spread, (mass - spread) + lost)
     if mode.kind == NO_TARGET:
