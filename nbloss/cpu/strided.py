@@ -116,7 +116,7 @@ def scatter_classes(a, labels, k, count, value):
 
 
 def _places_of_classes(context, builder, sig, args, vt):
-    """(the address of each lane's element of args[0], whether it has one), of labels, their place and their count.
+    """(the addresses of the lanes' elements of args[0], which lanes have one), of labels, their place and their count.
 
     Where there is none, the address is that of an element.
     """
@@ -127,32 +127,44 @@ def _places_of_classes(context, builder, sig, args, vt):
     mask = builder.and_(builder.icmp_signed(">=", labels, ints(vt, 0)), first_lanes(context, builder, vt.count, count))
     labels = builder.select(mask, labels, ints(vt, 0))
     start = builder.add(builder.ptrtoint(array.data, i64), builder.mul(k, of_row))
-    pointer, places = storage(sig.args[0])[0].as_pointer(), []
-    for lane in range(vt.count):  # one by one, for AVX2 cannot multiply integers of 64 bits
-        label = builder.extract_element(labels, ir.Constant(ir.IntType(32), lane))
+    pointer, wide = storage(sig.args[0])[0].as_pointer(), ir.VectorType(i64, vt.count)
+    pointers = ir.VectorType(pointer, vt.count)
+    if HAS_AVX512:  # 0.75 to 0.85 of the time that 8192 rows take one by one
+        labels = builder.sext(labels, wide) if labels.type != wide else labels
+        rows = builder.mul(in_all_lanes(builder, of_row, wide), ir.Constant(wide, list(range(vt.count))))
+        rows = builder.select(mask, rows, ir.Constant(wide, [0] * vt.count))
+        places = builder.add(rows, builder.mul(labels, in_all_lanes(builder, of_class, wide)))
+        return builder.inttoptr(builder.add(places, in_all_lanes(builder, start, wide)), pointers), mask
+    places = ir.Constant(pointers, ir.Undefined)
+    for lane in range(vt.count):  # AVX2 cannot multiply integers of 64 bits
+        number = ir.Constant(ir.IntType(32), lane)
+        label = builder.extract_element(labels, number)
         row = builder.select(builder.icmp_signed(">", count, i64(lane)), builder.mul(of_row, i64(lane)), i64(0))
         label = builder.sext(label, i64) if label.type != i64 else label
-        places.append(builder.inttoptr(builder.add(builder.add(start, row), builder.mul(label, of_class)), pointer))
+        place = builder.add(builder.add(start, row), builder.mul(label, of_class))
+        places = builder.insert_element(places, builder.inttoptr(place, pointer), number)
     return places, mask
 
 
 @compiled_raw(gather_classes, lambda a, labels, k, count, like: Vec(like))
 def _(context, builder, sig, args):
     vt = llvm_vector(sig.return_type)
-    raw = ir.Constant(ir.VectorType(storage(sig.args[0])[0], vt.count), ir.Undefined)
-    for lane, place in enumerate(_places_of_classes(context, builder, sig, args, vt)[0]):
-        element = builder.load(place)
-        element.align = 1
-        raw = builder.insert_element(raw, element, ir.Constant(ir.IntType(32), lane))
+    stored = ir.VectorType(storage(sig.args[0])[0], vt.count)
+    pointers, mask = _places_of_classes(context, builder, sig, args, vt)
+    raw = ir.Constant(stored, ir.Undefined)
+    if _at_once(sig.args[0]):
+        raw = masked(builder, "gather", stored, [pointers, mask, ir.Constant(stored, [0] * vt.count)], stored)
+    else:
+        for lane in map(ir.IntType(32), range(vt.count)):
+            element = builder.load(builder.extract_element(pointers, lane))
+            element.align = 1
+            raw = builder.insert_element(raw, element, lane)
     return decode(builder, sig.args[0].dtype, raw, vt)
 
 
 @compiled_raw(scatter_classes, nothing)
 def _(context, builder, sig, args):
-    places, mask = _places_of_classes(context, builder, sig, args, args[4].type)
-    pointers = ir.Constant(ir.VectorType(places[0].type, len(places)), ir.Undefined)
-    for lane, place in enumerate(places):
-        pointers = builder.insert_element(pointers, place, ir.Constant(ir.IntType(32), lane))
+    pointers, mask = _places_of_classes(context, builder, sig, args, args[4].type)
     value = encode(builder, sig.args[0].dtype, args[4])
     masked(builder, "scatter", value.type, [value, pointers, mask], ir.VoidType())
     return context.get_dummy_value()
