@@ -162,7 +162,7 @@ def facts_of(operands, mode, column, scratch, sums, like):
         log_norm = log1p(r)
     elif form == GRADIENT:
         factor = row_factors(operands, scratch, i, k, count, like)
-        a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass, scratch, like)
+        a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
     return (whole, a_of_loss, r_of_loss), (r, log_norm, factor, a, slope, at_target)
 
 

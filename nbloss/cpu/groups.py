@@ -216,7 +216,7 @@ def groups(operands, mode, unit, like, scratch):
 
         if form != LOSS_ONLY:
             factor = row_factors(operands, scratch, i, low, count, like)
-            a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass, scratch, like)
+            a, slope, at_target = gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass)
             store(memory, INVERSE, inverse)
             store(memory, R, r)
             store(memory, LOG_NORM, log_norm)

@@ -3,20 +3,7 @@
 import numpy as np
 
 from nbloss.cpu.labels import OUTSIDE, label_at, labelled, load_labels, without_class
-from nbloss.cpu.simd import (
-    broadcast,
-    first,
-    fma,
-    inline,
-    lane,
-    lanes,
-    load,
-    load_one,
-    store,
-    store_one,
-    where,
-    write,
-)
+from nbloss.cpu.simd import broadcast, first, inline, lanes, load, load_one, store, store_one, where, write
 from nbloss.cpu.sums import add_wide_to
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, add_gap, row_loss, target_gradient
 
@@ -101,14 +88,11 @@ def row_facts(mode, labels, w_t, m, exp_max, inverse, x_t, rest, own, gap, mass,
 
 
 @inline
-def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass, scratch, like):
+def gradient_facts(mode, factor, w_t, exp_max, rest, own, norm, kept, mass):
     """(a, a / norm, what is written at the target, or else where the maximum is): what a row's gradient is made of."""
     a = kept + mass
     spread = mode.uniform * w_t  # what smoothing leaves on the target
-    # Other classes have the rest, a small difference where the target has nearly all weight: with what rounding takes
-    # from either. Only class indices have a target; their dense mass is that of every row.
-    lost = broadcast(scratch.row_mass - np.float64(lane(mass, 0)), like) - fma(mode.uniform, w_t, -spread)
-    at_target = factor * target_gradient(rest, own, norm, a, kept + spread, (mass - spread) + lost)
+    at_target = factor * target_gradient(rest, own, norm, a, kept + spread, mass - spread)
     if mode.kind == NO_TARGET:
         at_target = exp_max / norm  # the product with 1 / norm can miss 1
     return a, a / norm, at_target

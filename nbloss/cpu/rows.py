@@ -269,9 +269,8 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
             log_norm = broadcast(lane(log1p(broadcast(r, np.float64(0.0))), 0), like)
         factor = broadcast(upstream[i, 0] if upstream.shape[0] else scratch.own_factor, like)
         of_max, others, of_target = broadcast(exp_max, like), broadcast(rest, like), broadcast(own, like)
-        every, weight_t, dense = broadcast(norm, like), broadcast(w_t, like), broadcast(mass, like)
         a, slope, at_target = gradient_facts(
-            mode, factor, weight_t, of_max, others, of_target, every, kept, dense, scratch, like
+            mode, factor, w_t, of_max, others, of_target, broadcast(norm, like), kept, broadcast(mass, like)
         )
         if kind == NO_TARGET and form == GRADIENT and lane(at_target, 0) == 1.0:  # products with the slope miss it
             target = _place(row, np.int64(0), n, lane(m, 0), like)
