@@ -31,13 +31,7 @@ from nbloss.cpu.simd import (
     where,
 )
 from nbloss.cpu.sums import add_to, add_wide_to, no_sum, sum_of
-from nbloss.cpu.targets import (
-    CLASS_INDEX,
-    NO_TARGET,
-    PROBABILITIES,
-    add_gap,
-    row_loss,
-)
+from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, row_loss
 from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, classes_of, put_off, write_chunk
 from nbloss.cpu.vecmath import log1p, scale_change, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY

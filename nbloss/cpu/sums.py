@@ -38,7 +38,7 @@ def add_wide_to(to, x):
 def sum_of(parts):
     """The vector that `add_to` kept in two parts."""
     added, lost = parts
-    return added + where(lost == lost, lost, 0.0)  # it is NaN where the sum is infinite
+    return added + where(lost == lost, lost, 0.0)  # `lost` is NaN where the sum is infinite
 
 
 @inline

@@ -209,11 +209,7 @@ def _next_tile(x, low, k, breadth, lined_up, like):
     step, classes = lanes(like), x.shape[1]
     if lined_up:  # one row after the other, no end of a class
         return (k + step) * (x.strides[2] // x.itemsize), classes + 1
-    before = (k - low) // step * classes
-    row = before // breadth
-    column = before - row * breadth
-    at = low + (breadth + 1 + column) * step
-    return at + row * (x.strides[1] // x.itemsize), breadth - column
+    return _line_of(x, low + (breadth + 1) * step, (k - low) // step * classes, breadth, like)
 
 
 @inline
@@ -225,7 +221,14 @@ def _next_classes(x, high, after, done, breadth, like):
     """
     classes = x.shape[1]
     done += (FETCHED + classes - 1) // classes
-    start, lines = (high, done * classes) if done < breadth else (after, (done - breadth) * classes)
-    row = lines // breadth
-    column = lines - row * breadth
+    if done < breadth:
+        return _line_of(x, high, done * classes, breadth, like)
+    return _line_of(x, after, (done - breadth) * classes, breadth, like)
+
+
+@inline
+def _line_of(x, start, number, breadth, like):
+    """Where a line of the tile from `start` on is, by its number, and how many there are to the end of its class."""
+    row = number // breadth
+    column = number - row * breadth
     return start + column * lanes(like) + row * (x.strides[1] // x.itemsize), breadth - column

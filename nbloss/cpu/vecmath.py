@@ -167,7 +167,7 @@ def scale_change(former, scale):
     """
     _, former_c, _, former_round_to = former
     _, c, _, round_to = scale
-    distance = max(np.float64(lane(former_c, 0)) - np.float64(lane(c, 0)), -1e300)  # not -inf, of which NaN is lost
+    distance = max(np.float64(lane(former_c, 0)) - np.float64(lane(c, 0)), -1e300)  # at -inf, `lost` is NaN
     powers = np.float64(lane(round_to - former_round_to, 0))
     zero = broadcast(0.0, np.float64(0.0))
     if distance != 0.0:  # one c is 0, and the power takes most of the other away; or powers is 0
