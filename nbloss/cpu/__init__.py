@@ -3,8 +3,8 @@
 solve       a problem to kernel calls, and the plans that are kept of them: solve_pointwise, solve_rowwise, and what
             they share, auxiliary
 launch      blocks, threads, the ordered sum
-compile     kernels on demand, and their cache; ahead: what `warmup` compiles; parts: what Numba makes of a kernel's
-            parts; assembly: and of a kernel; operands: how arrays reach it
+compile     kernels on demand, and their cache; ahead: what `warmup` compiles; parts: how Numba compiles a kernel's
+            parts; lowering: and what it writes of them; assembly: and a kernel; operands: how arrays reach it
 pointwise   the kernels of pointwise losses; pointwise_driver: their text; lines: their units of work
 rowwise     the row-wise kernels, and how work is cut; rowwise_driver: the loops over units of it. A unit is one of
             rows (vectors along a row; unwritten: what they keep of it until it is written; results: what they write),

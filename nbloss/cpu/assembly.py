@@ -17,7 +17,8 @@ from numba.core.typed_passes import NativeLowering, NativeParforLowering
 from numba.parfors.parfor_lowering import ParforLower
 
 from nbloss.cpu.arithmetic import VECTOR_BYTES
-from nbloss.cpu.parts import OwnCompiler, PartLibrary, Undebugged
+from nbloss.cpu.lowering import Undebugged
+from nbloss.cpu.parts import OwnCompiler, PartLibrary
 
 
 class _KernelLibrary(JITCodeLibrary):
