@@ -262,5 +262,8 @@ def write_piece(operands, mode, unit, piece, like, scratch):
                 store(memory, block + j * apart, scaled_exp(v, column.scale) if mode.form == GRADIENT else v)
             facts = load_all(kept, here + SUMS_AT * step, no_sums(like)[:FINISHING])
             finish_classes(operands, mode, column, memory, begin, end, block, apart, facts, like)
-        for j in range(begin, end):
-            write_from(memory, (j - begin) * apart, line_at(out[i], j, width), start, stop, mode.nontemporal, like)
+        at_once, last = np.int64(1), stop
+        if apart == width and out.strides[1] == width * out.strides[2]:  # lines are vectors, one behind the other
+            at_once, last = end - begin, (end - begin) * width
+        for j in range(begin, end, at_once):
+            write_from(memory, (j - begin) * apart, line_at(out[i], j, last), start, last, mode.nontemporal, like)
