@@ -17,8 +17,6 @@ from numba import njit
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import PassManager, register_pass
-from numba.core.ir_utils import build_definitions
-from numba.core.ssa import reconstruct_ssa
 from numba.core.typed_passes import (
     NativeLowering,
     NoPythonBackend,
@@ -34,7 +32,7 @@ from numba.core.untyped_passes import (
     TranslateByteCode,
 )
 
-from nbloss.compilation import remembering
+from nbloss.compilation import remembering, run_alone, without_lifetimes
 from nbloss.cpu.lowering import PartLower, call_of, part_context
 
 _numbers = count(1)
@@ -89,40 +87,8 @@ class OwnCompiler(Compiler):
         super().__init__(remembering(typing_context), *args, **kwargs)
 
 
-# As Numba's, but that they do not work out anew where variables live: nothing asks for it.
-
-
-@register_pass(mutates_CFG=False, analysis_only=False)
-class _PartSSA(ReconstructSSA):
-    _name = "part_ssa"
-
-    def run_pass(self, state):
-        state.func_ir = reconstruct_ssa(state.func_ir)
-        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
-        return True
-
-
-@register_pass(mutates_CFG=False, analysis_only=False)
-class _PartPhis(PreLowerStripPhis):
-    _name = "part_phis"
-
-    def run_pass(self, state):
-        state.func_ir = self._strip_phi_nodes(state.func_ir)
-        state.func_ir._definitions = build_definitions(state.func_ir.blocks)
-        return True
-
-
 class _PartPasses(PassManager):
-    """Passes alone. After each, Numba works out anew where variables live, and looks for faults of its own.
-
-    Without that, a first call takes 0.95 of the time.
-    """
-
-    def _runPass(self, index, own, state):
-        own.analysis = self._analysis
-        own.run_initialization(state)
-        own.run_pass(state)
-        own.run_finalizer(state)
+    _runPass = run_alone
 
 
 class _PartCompiler(OwnCompiler):
@@ -134,9 +100,9 @@ class _PartCompiler(OwnCompiler):
         RewriteSemanticConstants,
         DeadBranchPrune,
         GenericRewrites,
-        _PartSSA,
+        without_lifetimes(ReconstructSSA, register_pass),
         NopythonTypeInference,
-        _PartPhis,
+        without_lifetimes(PreLowerStripPhis, register_pass),
         _PartLowering,
         NoPythonBackend,
     )

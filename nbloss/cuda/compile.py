@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numba.cuda import compiler
+from numba.cuda import compiler, lowering
+from numba.cuda.core.compiler_machinery import PassManager, register_pass
 from numba.cuda.cudadrv import nvvm
 
-from nbloss.compilation import garbage_waits, remembering
+from nbloss.compilation import Brief, garbage_waits, remembering, run_alone, without_lifetimes
 
 if not hasattr(np, "row_stack"):
     # NumPy 2.5 has no row_stack; numba-cuda 0.30 asks for it where it imports this, which it does with a first kernel.
@@ -42,6 +43,29 @@ NEEDLESS = {
 _compiling = threading.Lock()
 
 
+# Unlike on the CPU, variables are set to zero after their last use: otherwise arrays lie in memory, not in registers.
+class _Lower(Brief, lowering.CUDALower):  # type: ignore[misc]
+    pass
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Lowering(compiler.CUDANativeLowering):  # type: ignore[misc]
+    _name = "brief_lowering"
+    lowering_class = _Lower
+
+
+class _Passes(PassManager):  # type: ignore[misc]
+    _runPass = run_alone
+
+
+# In place of Numba's, by name.
+_OWN = {
+    "ReconstructSSA": without_lifetimes(compiler.ReconstructSSA, register_pass),
+    "PreLowerStripPhis": without_lifetimes(compiler.PreLowerStripPhis, register_pass),
+    "CUDANativeLowering": _Lowering,
+}
+
+
 class _Compiler(compiler.CUDACompiler):  # type: ignore[misc]
     """Numba's compiler without the passes and the questions that it can do without."""
 
@@ -50,10 +74,13 @@ class _Compiler(compiler.CUDACompiler):  # type: ignore[misc]
 
     def define_pipelines(self) -> list[Any]:
         (usual,) = super().define_pipelines()
-        short = type(usual)(usual.pipeline_name)
+        if self.state.flags.debuginfo:
+            return [usual]
+        short = _Passes(usual.pipeline_name)
         for implementation, description in usual.passes:
-            if implementation.__name__ not in NEEDLESS:
-                short.add_pass(implementation, description)
+            name = implementation.__name__
+            if name not in NEEDLESS:
+                short.add_pass(_OWN.get(name, implementation), description)
         short.finalize()
         return [short]
 
@@ -63,7 +90,7 @@ def own_way() -> Iterator[None]:
     """Have kernels compiled that round each product before it is added to something, but where they call `fma`.
 
     NVVM fuses what it likes, and Numba has no option to tell it not to: a loss would have other bits where its gradient
-    is computed too, and u w - w u need not be 0. They are compiled in 0.6 of the time besides. What other threads
+    is computed too, and u w - w u need not be 0. They are compiled in half of the time besides. What other threads
     compile meanwhile is left alone.
     """
     with _compiling, garbage_waits():
