@@ -312,6 +312,17 @@ def test_a_parallel_kernel_becomes_machine_code_once():
     assert run(code, NBLOSS_CACHE=0) == "1 0"
 
 
+def test_a_first_call_imports_little_of_numba():
+    """Not what has SciPy's BLAS looked for; what is compiled for somebody else later finds all of Numba."""
+    code = """
+    import numba
+    job()
+    print("numba.np.arraymath" in sys.modules)
+    print(numba.njit(lambda a: np.median(a) + a.dot(a))(np.ones(3)))
+    """
+    assert run(code, NBLOSS_CACHE=0).split() == ["False", "4.0"]
+
+
 def test_a_part_is_linked_whoever_calls_it_first():
     """Its first caller turns out not to need it, the next one does; unlinked, it would be a call of address 0."""
     code = """

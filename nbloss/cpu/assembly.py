@@ -4,21 +4,60 @@ What Numba makes of a parallel loop, a function and two wrappers around it, are 
 optimised and made machine code, with all that it calls (a first call of two threads took 1.5 times as long).
 """
 
+import contextlib
 from functools import cache
+from importlib import import_module
 
 import llvmlite.binding as llvm
 from numba.core import config
 from numba.core.callconv import CPUCallConv
 from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import register_pass
 from numba.core.cpu import CPUContext
 from numba.core.lowering import Lower
+from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 from numba.core.typed_passes import NativeLowering, NativeParforLowering
 from numba.parfors.parfor_lowering import ParforLower
 
 from nbloss.cpu.arithmetic import VECTOR_BYTES
 from nbloss.cpu.lowering import Undebugged
 from nbloss.cpu.parts import OwnCompiler, PartLibrary
+
+# Modules of Numba that implement what kernels are made of.
+IMPLEMENTATIONS = (
+    "cpython.builtins",
+    "cpython.numbers",
+    "cpython.rangeobj",
+    "cpython.slicing",
+    "cpython.tupleobj",
+    "core.optional",
+    "misc.literal",
+    "np.arrayobj",
+)
+
+
+@contextlib.contextmanager
+def few_imports():
+    """Have Numba import no other implementations than these for a compilation.
+
+    All of them take a tenth of a first call, most of that for scipy.linalg, which is asked for BLAS. Compilations for
+    others wait for the end of this, and import the rest themselves.
+    """
+    context = cpu_target.target_context
+
+    def load():
+        rtsys.initialize(context)
+        for name in IMPLEMENTATIONS:
+            import_module(f"numba.{name}")
+
+    with global_compiler_lock:
+        context.load_additional_registries = load
+        try:
+            yield
+        finally:
+            del context.load_additional_registries
 
 
 class _KernelLibrary(JITCodeLibrary):

@@ -33,7 +33,7 @@ from numba.core.serialize import dumps
 
 from nbloss import processes
 from nbloss.compilation import garbage_waits
-from nbloss.cpu.assembly import kernel_compiler
+from nbloss.cpu.assembly import few_imports, kernel_compiler
 
 _IN_EVERY_PROCESS = "nbloss compiles its kernels in every process"
 _ADVICE = "let NUMBA_CACHE_DIR name a folder of your own"
@@ -99,7 +99,7 @@ class Kernel:
         dispatcher = njit(**options, pipeline_class=kernel_compiler(parallel, self._few_passes))(self._driver)
         cached = cache_folder() is not None
         dispatcher._cache = _DiskCache(f"{self.name} {options} {argument_types}") if cached else NullCache()
-        with processes.undivided(), garbage_waits():
+        with processes.undivided(), garbage_waits(), few_imports():
             dispatcher.compile(tuple(argument_types))
         dispatcher.disable_compile()
         return dispatcher
