@@ -5,6 +5,7 @@ optimised and made machine code, with all that it calls (a first call of two thr
 """
 
 import contextlib
+import sys
 from functools import cache
 from importlib import import_module
 
@@ -40,11 +41,15 @@ IMPLEMENTATIONS = (
 
 @contextlib.contextmanager
 def few_imports():
-    """Have Numba import no other implementations than these for a compilation.
+    """Have Numba import no other implementations than these for a compilation, where nothing has been compiled yet.
 
     All of them take a tenth of a first call, most of that for scipy.linalg, which is asked for BLAS. Compilations for
-    others wait for the end of this, and import the rest themselves.
+    others wait for the end of this, and import the rest themselves. From then on, Numba keeps what it makes of
+    intrinsics among the rest, and it is needed.
     """
+    if "numba.np.arraymath" in sys.modules:
+        yield
+        return
     context = cpu_target.target_context
 
     def load():
