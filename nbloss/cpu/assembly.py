@@ -44,8 +44,8 @@ def few_imports():
     """Have Numba import no other implementations than these for a compilation, where nothing has been compiled yet.
 
     All of them take a tenth of a first call, most of that for scipy.linalg, which is asked for BLAS. Compilations for
-    others wait for the end of this, and import the rest themselves. From then on, Numba keeps what it makes of
-    intrinsics among the rest, and it is needed.
+    others wait for the end of this, and import the rest themselves. Where they came first, Numba registers intrinsics
+    among the rest, so that kernels need it too.
     """
     if "numba.np.arraymath" in sys.modules:
         yield
