@@ -68,6 +68,19 @@ class Summed(NamedTuple):
     at_target: Any  # what is written there
 
 
+class Beside(NamedTuple):
+    """What is done beside the sum of a row's chunk."""
+
+    other: Any  # of its elements, `offset` further than those that are summed, the maximum is found
+    offset: Any
+    q: Any  # is fetched `far` elements ahead, x `near` ones
+    near: Any
+    far: Any
+    earlier: Any  # the row that was summed before, which is written to out[place]
+    out: Any
+    place: Any
+
+
 class Column(NamedTuple):
     """A vector of rows, one lane for each."""
 

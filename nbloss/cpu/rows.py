@@ -1,38 +1,35 @@
 """Rows, vectors along the classes, for rows of any length.
 
 Exponentials of a row are kept, so that it is read once (for 32768 classes 1.3 times faster than to compute them twice).
-A long row is written while the next one is summed: a chunk of it, and then the same chunk of the next one is summed,
-whose exponentials take the place of those. So memory is busy all the time (1.15 times faster).
+A row is written while the next one is summed, whose exponentials take the place of those that are written: past the
+caches a vector for each that is summed (1.05 to 1.12 times faster than by chunks), else a chunk before the same chunk
+(up to 1.05 times faster than one row after the other). So memory is busy all the time.
 """
 
 import numpy as np
 
+from nbloss.cpu.chunks import distances_of, maximum_of, place_of, sum_chunk
+from nbloss.cpu.given import Beside
 from nbloss.cpu.per_row import gradient_facts
-from nbloss.cpu.results import clear_row, dense_gap
+from nbloss.cpu.results import classes_of, clear_row, dense_gap, is_written_beside, write_row
 from nbloss.cpu.simd import (
     aligned_at,
     broadcast,
-    first_lane,
     inline,
     is_single,
     lane,
     lanes,
     largest,
-    load,
-    load_first,
     load_one,
     maximum,
     only,
     prefetch,
-    prefetch_far,
-    store,
-    take,
     total,
     where,
 )
 from nbloss.cpu.sums import add_to, add_wide_to, no_sum, sum_of
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, row_loss
-from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, classes_of, put_off, write_chunk
+from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, no_row, put_off, unwritten_row
 from nbloss.cpu.vecmath import log1p, scale_change, scale_of, scaled_exp
 from nbloss.problem import GRADIENT, LOG_SOFTMAX, LOSS_ONLY
 
@@ -42,111 +39,6 @@ LOWEST_32, LOWEST_64 = float(np.finfo(np.float32).min), float(np.finfo(np.float6
 # it, half of a row of normal numbers would be: 1.06 times as long). It costs e^-4 of the range, which `scaled_exp` has
 # to spare.
 MARGIN = 4.0
-NEAR, FAR = 1024, 8192  # elements ahead of which a long row is fetched, into the first-level and second-level cache
-
-
-@inline
-def _maximum(x, start, stop, like):
-    step = lanes(like)
-    a = broadcast(NEG_INF, like)
-    b = a
-    j = start
-    while j + 2 * step <= stop:
-        a = maximum(load(x, j, like), a)
-        b = maximum(load(x, j + step, like), b)
-        j += 2 * step
-    while j < stop:
-        a = maximum(take(x, j, min(step, stop - j), NEG_INF, like), a)
-        j += step
-    return largest(maximum(a, b))
-
-
-@inline
-def _place(x, start, stop, value, like):
-    """The first index from `start` on at which x holds `value`; any from there on if none does, or if x holds NaN."""
-    step = lanes(like)
-    j = start
-    while j + 4 * step < stop:
-        low = maximum(load(x, j, like), load(x, j + step, like))
-        high = maximum(load(x, j + 2 * step, like), load(x, j + 3 * step, like))
-        if first_lane(maximum(low, high) == value) < step:
-            break
-        j += 4 * step
-    while j < stop:
-        k = first_lane(take(x, j, min(step, stop - j), NAN, like) == value)
-        if k < step:
-            return j + k
-        j += step
-    return start
-
-
-@inline
-def _distances(classes, short, dense):
-    """How many elements ahead x is fetched into the first-level cache, and q, which is x if there are no probabilities,
-    into the second-level one; 0 is not at all.
-
-    The fourth short row from here is 1.2 times faster than the second, and for losses alone the eighth besides up to
-    1.05 times; the next row of probabilities 1.05 to 1.2 times faster than where they are read. A long row takes 0.85
-    to 0.9 of the time it does when it is fetched as far ahead, but into the first-level cache alone.
-    """
-    if short:
-        return 4 * classes, classes if dense else 8 * classes
-    return np.int64(FAR if dense else NEAR), np.int64(0 if dense else FAR)
-
-
-@inline
-def _sum_vectors(x, start, stop, some_large, scale, other, offset, q, distances, exps, keep, s, top, like):
-    """Whole vectors of a chunk: what `_sum_chunk` gives, added to s and top."""
-    near, far = distances
-    scale = some_large, *scale
-    for j in range(start, stop, lanes(like)):
-        top = maximum(load(other, j + offset, like), top)
-        prefetch(x, j + near, like)
-        prefetch_far(q, j + far, like)
-        e = scaled_exp(load(x, j, like), scale)
-        if keep:
-            store(exps, j, e)
-        s = s + e
-    return s, top
-
-
-@inline
-def _sum_chunk(x, start, stop, left_out, scale, other, offset, q, distances, exps, keep, like):
-    """The sum, by lanes, of scaled_exp over x[start:stop] without x[left_out]; `exps` gets its terms if `keep`.
-
-    Beside it the maximum, by lanes, of as many elements of `other` at `offset` from there: loading what is summed next
-    overlaps memory with arithmetic, 1.2 times faster than a pass of its own. What comes later is fetched.
-    """
-    step = lanes(like)
-    some_large, c, lowest, round_to = scale
-    # One value in every lane: told so, LLVM holds each in one of 16 registers instead of two.
-    c, lowest, round_to = lane(c, 0), lane(lowest, 0), lane(round_to, 0)
-    fixed = broadcast(c, like), broadcast(lowest, like), broadcast(round_to, like)
-    scale = some_large, *fixed
-    s = broadcast(0.0, like)
-    top = broadcast(NEG_INF, like)
-    whole = start + (stop - start) // step * step
-    split = start + (left_out - start) // step * step if start <= left_out < whole else whole
-    begin, end = start, split
-    for _ in range(2):  # before and after the vector of x[left_out]: no other pays for it
-        if some_large:  # asked before the loop, 1.03 times faster; see ``groups``
-            s, top = _sum_vectors(x, begin, end, True, fixed, other, offset, q, distances, exps, keep, s, top, like)
-        else:
-            s, top = _sum_vectors(x, begin, end, False, fixed, other, offset, q, distances, exps, keep, s, top, like)
-        if end < whole:
-            e = scaled_exp(load(x, end, like), scale)
-            if keep:
-                store(exps, end, e)
-            s = where(only(left_out - end, e), s, s + e)
-            top = maximum(load(other, end + offset, like), top)
-        begin, end = split + step, whole
-    if whole < stop:
-        e = scaled_exp(load_first(x, whole, stop - whole, NEG_INF, like), scale)
-        if keep:
-            store(exps, whole, e)
-        s = where(only(left_out - whole, e), s, s + e)
-        top = maximum(load_first(other, whole + offset, stop - whole, NEG_INF, like), top)
-    return s, top
 
 
 @inline
@@ -157,7 +49,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     The maximum of a short row, `top`, was found with the row before, or is NaN. A long one has one for each chunk:
     online log-sum-exp, which reads memory once. Exponentials are relative to a `reference`, which is the maximum, or up
     to MARGIN more in a long row. Left out is the target, or else one class that attains m; a softmax needs the sum of
-    every class. Before a chunk is summed, the same chunk of the row `unwritten` is written, if there is one.
+    every class. Beside it, the row `unwritten` is written, if there is one.
     """
     kind, form, exps = mode.kind, mode.form, scratch.memory
     n = x.shape[0]
@@ -165,7 +57,7 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     size = CHUNK * step
     short = n <= SHORT * step
     every = kind == NO_TARGET and form == GRADIENT
-    distances = _distances(n, short, kind == PROBABILITIES)
+    near, far = distances_of(n, short, kind == PROBABILITIES)
     keep = form == GRADIENT and exps.shape[0] > n + TERMS
     left_out = target
     found = False
@@ -175,17 +67,17 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
     none = broadcast(0.0, np.float64(0.0))
     rest = no_sum()
     beyond = broadcast(NEG_INF, like)
-    written = np.int64(0)
+    earlier, written = no_row(exps, like), np.int64(0)
     for start in range(0, n, size):
         stop = min(start + size, n)
         end = n if short else stop
         if top != top:
-            top = _maximum(x, start, end, like)
+            top = maximum_of(x, start, end, like)
         if top > lane(m, 0) or (top == lane(m, 0) and not found):  # LOWEST, at first, a row may hold too
             if target < 0 and not every:
                 if found:  # the class left out so far is no longer the largest: its term joins the sum
                     rest = add_to(rest, where(only(0, none), np.float64(lane(scaled_exp(m, scale), 0)), none))
-                left_out = _place(x, start, end, top, like)
+                left_out = place_of(x, start, end, top, like)
             m = broadcast(top, like)
             if top > reference or not found:
                 reference = top if short else top + type(like)(MARGIN)
@@ -199,8 +91,14 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
         other, offset = following, np.int64(0)
         if not short:
             other, offset = x, size if stop + size <= n else offset
-        written = write_chunk(operands, mode, unwritten, written, stop, scratch, like)
-        s, t = _sum_chunk(x, start, stop, left_out, scale, other, offset, q, distances, exps, keep, like)
+        writes = False
+        if unwritten >= 0:
+            earlier, out = unwritten_row(operands, stop, scratch, like), classes_of(operands.out, unwritten)
+            writes = keep and not scale[0] and is_written_beside(earlier, operands.weight, out, mode, like)
+            end = np.int64(start == 0) if writes else stop  # what lies before whole lines, or all
+            written = write_row(operands, mode, unwritten, earlier, written, end, like)
+        beside = Beside(other, offset, q, near, far, earlier, operands.out, unwritten)
+        written, s, t = sum_chunk(x, start, stop, left_out, scale, exps, keep, beside, writes, written, like)
         rest = add_wide_to(rest, s)
         beyond = maximum(t, beyond)
         if not short:
@@ -267,7 +165,7 @@ def _row(operands, mode, i, top, following, unwritten, scratch, like):
             mode, factor, w_t, of_max, others, of_target, broadcast(norm, like), kept, broadcast(mass, like)
         )
         if kind == NO_TARGET and form == GRADIENT and lane(at_target, 0) == 1.0:  # products with the slope miss it
-            target = _place(row, np.int64(0), n, lane(m, 0), like)
+            target = place_of(row, np.int64(0), n, lane(m, 0), like)
         # What smoothing takes from every class, if it takes the same; -0.0 changes no zero.
         shift = factor * -uniform if uniform != 0.0 else broadcast(-0.0, like)
         put_off(scratch, m, r, log_norm, factor, a, slope, shift, of_max, at_target, reference, target, keep)
@@ -295,12 +193,12 @@ def rows(operands, mode, unit, like, scratch):
         here = only(i - start, m)
         m, x_t, r = where(here, its_m, m), where(here, its_x_t, x_t), where(here, its_r, r)
         kept, gap, mass = where(here, its_kept, kept), where(here, its_gap, gap), where(here, its_mass, mass)
-        if short or i == stop - 1:  # a short row is in the first-level cache now; the last one has no next
-            written = np.int64(0)
-            for first in range(0, n, n if short else size):
-                end = n if short else min(first + size, n)
-                written = write_chunk(operands, mode, unwritten, written, end, scratch, like)
-            unwritten = np.int64(-1)
+    if unwritten >= 0:  # the last one has no next
+        written = np.int64(0)
+        for first in range(0, n, n if short else size):
+            end = n if short else min(first + size, n)
+            row = unwritten_row(operands, end, scratch, like)
+            written = write_row(operands, mode, unwritten, row, written, end, like)
     # The losses of all rows in float64, rounded once.
     value = row_loss(add_gap(gap, kept, m, x_t), kept + mass, log1p(r))
     if loss.shape[1]:

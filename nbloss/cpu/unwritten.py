@@ -1,7 +1,8 @@
-"""A row that has been summed and is yet to be written: what is kept of it in scratch, and how it is written."""
+"""A row that has been summed and is yet to be written: what is kept of it in scratch."""
+
+import numpy as np
 
 from nbloss.cpu.given import Summed
-from nbloss.cpu.results import write_row
 from nbloss.cpu.simd import broadcast, inline, lane, lanes, load, load_one, store
 from nbloss.cpu.vecmath import scale_change, scale_of
 
@@ -23,13 +24,8 @@ def room_of_row(classes, step, most):
 
 
 @inline
-def classes_of(a, i):
-    return a[i, :, 0]
-
-
-@inline
 def put_off(scratch, m, r, log_norm, factor, a, slope, shift, exp_max, at_target, reference, target, keep):
-    """Keep what `write_chunk` needs of a row besides its exponentials, which lie there if `keep`."""
+    """Keep what `unwritten_row` needs of a row besides its exponentials, which lie there if `keep`."""
     exps, labels = scratch.memory, scratch.labels
     at = exps.shape[0] - TERMS
     exps[at + MAXIMUM], exps[at + R], exps[at + LOG_NORM] = lane(m, 0), r, lane(log_norm, 0)
@@ -40,13 +36,16 @@ def put_off(scratch, m, r, log_norm, factor, a, slope, shift, exp_max, at_target
 
 
 @inline
-def write_chunk(operands, mode, i, written, stop, scratch, like):
-    """Write what is asked for of row i, which was summed, from `written` to `stop`, the end of a chunk; none if i < 0.
+def no_row(exps, like):
+    """In place of a row that is to be written."""
+    zero = broadcast(0.0, like)
+    scale = False, zero, zero, zero
+    return Summed(zero, zero, zero, scale, exps, False, zero, zero, zero, zero, zero, zero, np.int64(-1), zero)
 
-    Gives where it ended: at the end of a vector.
-    """
-    if i < 0:
-        return written
+
+@inline
+def unwritten_row(operands, stop, scratch, like):
+    """The row that was summed and is to be written, as far as the chunk that ends at `stop`."""
     exps, labels = scratch.memory, scratch.labels
     n, step = operands.x.shape[1], lanes(like)
     size = CHUNK * step
@@ -73,6 +72,4 @@ def write_chunk(operands, mode, i, written, stop, scratch, like):
                 for j in range(start, min(start + size, n), step):
                     store(exps, j, load(exps, j, like) * ratio * 2.0**-64)
     inverse = 1.0 / exp_max
-    row = Summed(m, r, log_norm, scale, exps, kept, factor, a, slope, shift, exp_max, inverse, labels[0], at_target)
-    x, q, out = classes_of(operands.x, i), classes_of(operands.q, i), classes_of(operands.out, i)
-    return write_row(x, q, operands.weight, out, mode, row, written, stop, like)
+    return Summed(m, r, log_norm, scale, exps, kept, factor, a, slope, shift, exp_max, inverse, labels[0], at_target)
