@@ -6,7 +6,7 @@ from nbloss.cpu.given import Summed
 from nbloss.cpu.simd import broadcast, inline, lane, lanes, load, load_one, store
 from nbloss.cpu.vecmath import scale_change, scale_of
 
-CHUNK = 32  # vectors of a row that are summed while the maximum of the next ones is found
+CHUNK = 64  # vectors of a row that are summed while the maximum of the next ones is found
 SHORT = 256  # most vectors of a row that stays in the first-level cache with its exponentials
 # Numbers of a summed row that are kept, at the end of its scratch, and room for them.
 MAXIMUM, R, LOG_NORM, FACTOR, A, SLOPE, SHIFT, EXP_MAX, AT_TARGET, REFERENCE = range(10)
