@@ -198,7 +198,9 @@ def test_alignment(rng, monkeypatch, past_caches, dtype):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("classes", [300, 1001, 4200])
 def test_rows_past_the_caches(rng, monkeypatch, dtype, classes):
-    """A target in each place, rows that are ignored, of one value, large or not finite: the bits of rows in caches."""
+    """A target in each place, rows that are ignored, of one value, large or not finite: the bits of rows in caches, and
+    of units of fewer rows.
+    """
     from nbloss.cpu import auxiliary
 
     x = (rng.standard_normal((90, classes)) * 3).astype(dtype)
@@ -207,11 +209,12 @@ def test_rows_past_the_caches(rng, monkeypatch, dtype, classes):
     x[[3, 41]], x[5], x[22, 17], x[23, 2], x[50] = 0.0, -np.inf, np.nan, np.inf, x[50] * 300
     calls = (
         lambda out: nbloss.cross_entropy.value_and_grad(x, labels, reduction="none", out=out),
-        lambda out: nbloss.cross_entropy.value_and_grad(x, labels, label_smoothing=0.1, out=out),
+        lambda out: nbloss.cross_entropy.value_and_grad(x, labels, reduction="none", label_smoothing=0.1, out=out),
         lambda out: (nbloss.softmax(x, out=out),),
         lambda out: (nbloss.log_softmax(x, out=out),),
     )
     expected = [bits(call(np.empty_like(x))) for call in calls]
+    monkeypatch.setattr(rowwise, "MANY", 1)
     monkeypatch.setattr(auxiliary, "LARGE", 0)
     plans._plans.clear()
     for offset in range(0, 64, 2 * x.itemsize):

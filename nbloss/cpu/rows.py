@@ -27,7 +27,7 @@ from nbloss.cpu.simd import (
     total,
     where,
 )
-from nbloss.cpu.sums import add_to, add_wide_to, no_sum, sum_of
+from nbloss.cpu.sums import add_to, add_wide_to, no_sum, number_of, sum_of
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, row_loss
 from nbloss.cpu.unwritten import CHUNK, SHORT, TERMS, no_row, put_off, unwritten_row
 from nbloss.cpu.vecmath import log1p, scale_change, scale_of, scaled_exp
@@ -179,29 +179,31 @@ def rows(operands, mode, unit, like, scratch):
     x, loss = operands.x, operands.loss
     start = unit * scratch.per_unit
     stop = min(start + scratch.per_unit, x.shape[0])
-    m = broadcast(0.0, np.float64(0.0))
-    x_t = r = kept = gap = mass = m
+    value_sum = 0.0, 0.0
     top = type(like)(NAN)
-    n = x.shape[1]
-    size = CHUNK * lanes(like)
-    short = n <= SHORT * lanes(like)
     unwritten = np.int64(-1)
-    for i in range(start, stop):
-        following = classes_of(x, min(i + 1, stop - 1))
-        found, top, unwritten = _row(operands, mode, i, top, following, unwritten, scratch, like)
-        its_m, its_x_t, its_r, its_kept, its_gap, its_mass = found
-        here = only(i - start, m)
-        m, x_t, r = where(here, its_m, m), where(here, its_x_t, x_t), where(here, its_r, r)
-        kept, gap, mass = where(here, its_kept, kept), where(here, its_gap, gap), where(here, its_mass, mass)
+    for first in range(start, stop, lanes(np.float64(0.0))):  # a vector of losses
+        end = min(first + lanes(np.float64(0.0)), stop)
+        m = broadcast(0.0, np.float64(0.0))
+        x_t = r = kept = gap = mass = m
+        for i in range(first, end):
+            following = classes_of(x, min(i + 1, stop - 1))
+            found, top, unwritten = _row(operands, mode, i, top, following, unwritten, scratch, like)
+            its_m, its_x_t, its_r, its_kept, its_gap, its_mass = found
+            here = only(i - first, m)
+            m, x_t, r = where(here, its_m, m), where(here, its_x_t, x_t), where(here, its_r, r)
+            kept, gap, mass = where(here, its_kept, kept), where(here, its_gap, gap), where(here, its_mass, mass)
+        # In float64, rounded once.
+        value = row_loss(add_gap(gap, kept, m, x_t), kept + mass, log1p(r))
+        if loss.shape[1]:
+            for i in range(first, end):
+                loss[i, 0] = lane(value, i - first)
+        value_sum = add_to(value_sum, total(value))
     if unwritten >= 0:  # the last one has no next
-        written = np.int64(0)
+        n, written = x.shape[1], np.int64(0)
+        short, size = n <= SHORT * lanes(like), CHUNK * lanes(like)
         for first in range(0, n, n if short else size):
             end = n if short else min(first + size, n)
             row = unwritten_row(operands, end, scratch, like)
             written = write_row(operands, mode, unwritten, row, written, end, like)
-    # The losses of all rows in float64, rounded once.
-    value = row_loss(add_gap(gap, kept, m, x_t), kept + mass, log1p(r))
-    if loss.shape[1]:
-        for i in range(start, stop):
-            loss[i, 0] = lane(value, i - start)
-    return total(value)
+    return number_of(value_sum)

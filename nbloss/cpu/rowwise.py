@@ -60,10 +60,12 @@ ROWS_FROM = {4: 400, 8: 400} if HAS_AVX512 else {4: 500, 8: 400}
 GROUPED = 1 << 15
 # So many vectors of log-probabilities are a unit of nll_loss's value: of one, 8192 rows took 1.2 times as long.
 PICKED = 16
-# Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together; of long rows fewer,
+# Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together. Long ones are fewer
 # where there would be fewer than FEW units for threads to share (with two threads, 1.01 times as long on average: the
-# last row of a unit is not written beside a next one).
+# last row of a unit is not written beside a next one); short ones up to HIGHEST where there are MANY units all the same
+# (8192 x 1000 takes 0.95 of the time: the maximum of a unit's first row takes a pass of its own).
 HEIGHT, FEW = 8, 64
+HIGHEST, MANY = 32, 256
 MOST_OF_A_ROW = 1 << 22  # bytes of scratch
 
 
@@ -181,7 +183,10 @@ def _cut_for_picks(x: Array, step: int, form: int) -> Cut:
 
 def _cut_for_rows(x: Array, step: int, most: int) -> Cut:
     _, outer, classes, _ = x.shape
-    per_unit = HEIGHT if classes <= SHORT * step else min(HEIGHT, -(-outer // FEW))
+    if classes <= SHORT * step:
+        per_unit = max(min(HIGHEST, outer // MANY), HEIGHT)
+    else:
+        per_unit = min(HEIGHT, -(-outer // FEW))
     return Cut(ROWS, -(-outer // per_unit), classes * per_unit, per_unit, room=room_of_row(classes, step, most))
 
 
