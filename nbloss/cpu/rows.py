@@ -95,8 +95,8 @@ def _row_sum(x, q, operands, mode, target, top, following, unwritten, scratch, l
         if unwritten >= 0:
             earlier, out = unwritten_row(operands, stop, scratch, like), classes_of(operands.out, unwritten)
             writes = keep and not scale[0] and is_written_beside(earlier, operands.weight, out, mode, like)
-            end = np.int64(start == 0) if writes else stop  # what lies before whole lines, or all
-            written = write_row(operands, mode, unwritten, earlier, written, end, like)
+            until = np.int64(start == 0) if writes else stop  # what lies before whole lines, or all
+            written = write_row(operands, mode, unwritten, earlier, written, until, like)
         beside = Beside(other, offset, q, near, far, earlier, operands.out, unwritten)
         written, s, t = sum_chunk(x, start, stop, left_out, scale, exps, keep, beside, writes, written, like)
         rest = add_wide_to(rest, s)

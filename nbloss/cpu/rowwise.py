@@ -63,7 +63,7 @@ PICKED = 16
 # Rows that are done one after the other are HEIGHT to a unit, whose losses are computed together. Long ones are fewer
 # where there would be fewer than FEW units for threads to share (with two threads, 1.01 times as long on average: the
 # last row of a unit is not written beside a next one); short ones up to HIGHEST where there are MANY units all the same
-# (8192 x 1000 takes 0.95 of the time: the maximum of a unit's first row takes a pass of its own).
+# (8192 x 1000 takes 0.97 of the time: the maximum of a unit's first row takes a pass of its own).
 HEIGHT, FEW = 8, 64
 HIGHEST, MANY = 32, 256
 MOST_OF_A_ROW = 1 << 22  # bytes of scratch
