@@ -116,6 +116,12 @@ def _are_plain(mode, weight):
 
 
 @inline
+def _plain(row, e):
+    """Such gradients, of exponentials."""
+    return fma(row.factor, row.slope * e, row.shift)
+
+
+@inline
 def _result_at(x, q, weight, mode, row, j, count, like):
     """What belongs at j, … of a row, but for the mass on its target."""
     if mode.form == LOG_SOFTMAX:
@@ -126,7 +132,7 @@ def _result_at(x, q, weight, mode, row, j, count, like):
         return row.factor * dense_gradient(e * row.inverse, e == row.exp_max, mass, row.a, row.r)
     if mode.uniform != 0.0 and weight.shape[0]:
         return row.factor * (row.slope * e - mass_at(q, weight, mode, j, count, like))
-    return fma(row.factor, row.slope * e, row.shift)
+    return _plain(row, e)
 
 
 @inline
@@ -136,10 +142,10 @@ def _write_vectors(x, q, weight, out, mode, row, start, stop, like):
     if _are_plain(mode, weight):
         if mode.nontemporal:
             for j in range(start, stop, step):
-                stream(out, j, fma(row.factor, row.slope * _exp_at(x, j, step, row, like), row.shift))
+                stream(out, j, _plain(row, _exp_at(x, j, step, row, like)))
         else:
             for j in range(start, stop, step):
-                store(out, j, fma(row.factor, row.slope * _exp_at(x, j, step, row, like), row.shift))
+                store(out, j, _plain(row, _exp_at(x, j, step, row, like)))
     else:
         for j in range(start, stop, step):
             y = _result_at(x, q, weight, mode, row, j, step, like)
@@ -165,7 +171,7 @@ def write_vector(beside, j, like):
     row, out = beside.earlier, classes_of(beside.out, beside.place)
     n, step = out.shape[0], lanes(like)
     if j < n:
-        y = fma(row.factor, row.slope * load(row.exps, j, like), row.shift)
+        y = _plain(row, load(row.exps, j, like))
         if 0 <= row.target - j < step:
             y = where(only(row.target - j, y), row.at_target, y)
         if n - j < step:

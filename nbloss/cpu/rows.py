@@ -182,8 +182,9 @@ def rows(operands, mode, unit, like, scratch):
     value_sum = 0.0, 0.0
     top = type(like)(NAN)
     unwritten = np.int64(-1)
-    for first in range(start, stop, lanes(np.float64(0.0))):  # a vector of losses
-        end = min(first + lanes(np.float64(0.0)), stop)
+    height = lanes(np.float64(0.0))  # rows whose losses are a vector
+    for first in range(start, stop, height):
+        end = min(first + height, stop)
         m = broadcast(0.0, np.float64(0.0))
         x_t = r = kept = gap = mass = m
         for i in range(first, end):
