@@ -226,9 +226,11 @@ def test_rows_past_the_caches(rng, monkeypatch, dtype, classes):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize(("classes", "inner"), [(5, 800), (5, 801), (20, 4096), (20, 6144)])
+@pytest.mark.parametrize(("classes", "inner"), [(5, 800), (5, 801), (9, 3001), (20, 4096), (32, 6144)])
 def test_planes_past_the_caches(rng, monkeypatch, dtype, classes, inner):
-    """Several tiles to a unit; planes that begin in line with each other, that do not, and whole pages apart."""
+    """Several tiles to a unit, moved by vectors from 8 classes on; planes that begin in line with each other, and that
+    do not.
+    """
     from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "FEW", 1)
@@ -249,7 +251,7 @@ def test_planes_past_the_caches(rng, monkeypatch, dtype, classes, inner):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("classes", [20, 150, 300])
+@pytest.mark.parametrize("classes", [20, 40, 150, 300])
 def test_planes_whole_pages_apart(rng, monkeypatch, dtype, classes):
     """Tiles that are copied in turns hold what others do: where the last one is narrow, and with classes reversed."""
     monkeypatch.setattr(rowwise, "FEW", 1)

@@ -79,9 +79,9 @@ def test_weights_of_short_lines(rng, columns):
             close(result, wanted)
 
 
-@pytest.mark.parametrize(("classes", "inner"), [(3, 300), (3, 301), (17, 512)])
+@pytest.mark.parametrize(("classes", "inner"), [(3, 300), (3, 301), (8, 700), (17, 1024)])
 def test_planes_past_the_caches(rng, monkeypatch, classes, inner):
-    """Several tiles to a unit; in the last case, one is copied while the one before it is worked out."""
+    """Several tiles to a unit; in the last two cases, one is moved by vectors while the one before it is worked out."""
     from nbloss.cpu import auxiliary, rowwise
 
     monkeypatch.setattr(rowwise, "FEW", 1)

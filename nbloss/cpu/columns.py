@@ -5,10 +5,25 @@ Class j of the vector lies at tile[at + j * lead], with another vector of the ti
 
 import numpy as np
 
-from nbloss.cpu.given import Column
+from nbloss.cpu.given import Column, Turn
 from nbloss.cpu.labels import labelled, without_class
 from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_weights
-from nbloss.cpu.simd import broadcast, fma, inline, lanes, load, maximum, prefetch, prefetch_far, read, store, where
+from nbloss.cpu.simd import (
+    broadcast,
+    fma,
+    inline,
+    lanes,
+    line_at,
+    load,
+    maximum,
+    plane_of,
+    prefetch,
+    prefetch_far,
+    read,
+    store,
+    stream,
+    where,
+)
 from nbloss.cpu.sums import add_to, sum_of
 from nbloss.cpu.targets import CLASS_INDEX, NO_TARGET, PROBABILITIES, add_gap, dense_gradient
 from nbloss.cpu.vecmath import log1p, scale_of, scaled_exp
@@ -76,13 +91,29 @@ def next_vector(ahead, left, breadth, next_class, like):
 
 
 @inline
-def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetched, breadth, like):
+def turn_of(operands, i, copies, j, source, to, writes, place):
+    """Rows of class j are moved."""
+    x, out = operands.x, operands.out
+    rows = x.shape[2]
+    return Turn(copies, line_at(plane_of(x, i), j, rows), source, to, writes, line_at(plane_of(out, i), j, rows), place)
+
+
+@inline
+def no_turn(operands, i):
+    """Nothing is moved."""
+    nowhere = np.int64(0)
+    return turn_of(operands, i, False, nowhere, nowhere, nowhere, False, nowhere)
+
+
+@inline
+def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetched, breadth, turn, like):
     """Add classes begin, …, end - 1 to the sums; for a gradient, their exponentials take their place.
 
     Beside it, x and q are fetched from `fetched` on: where, and the vectors to the end of `breadth` ones, after which
-    the next class follows. Returns the sums, and the maxima of the vector after it in the tile: found in a loop of
-    their own, 16 x 21 x 256 x 256 took 1.1 times as long. Targets without dense mass have loops of their own: with what
-    the others need besides, AVX2's 16 registers did not suffice, and these took 1.07 to 1.1 times as long.
+    the next class follows; or vectors of one class are moved in `turn`. Returns the sums, and the maxima of the vector
+    after it in the tile: found in a loop of their own, 16 x 21 x 256 x 256 took 1.1 times as long. Targets without
+    dense mass have loops of their own: with what the others need besides, AVX2's 16 registers did not suffice, and
+    these took 1.07 to 1.1 times as long.
     """
     i, k, count, labels, m, scale, _, _ = column
     x, q, weight = operands.x, operands.q, operands.weight
@@ -97,7 +128,22 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
     for block in range(begin, end, size):  # sums of a block, and of these with what rounding takes from it
         rest_block = gap_block = mass_block = ties_block = zero
         last = min(block + size, end)
-        if kind == CLASS_INDEX and uniform == 0.0:
+        if turn.copies:  # of targets without dense mass
+            for j in range(block, last):
+                v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
+                place = j * lanes(like)
+                prefetch(x[i, 0], ahead + place, like)
+                if turn.writes:
+                    stream(turn.out, turn.place + place, load(tile, turn.to + place, like))
+                store(tile, turn.to + place, load(turn.x, turn.source + place, like))
+                if kind == CLASS_INDEX:
+                    left_out = labelled(labels, j)
+                    x_t = where(left_out, v, x_t)
+                else:
+                    left_out = v == m
+                    ties_block = where(left_out, ties_block + 1.0, ties_block)
+                rest_block = where(left_out, rest_block, rest_block + e)
+        elif kind == CLASS_INDEX and uniform == 0.0:
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
                 prefetch(x[i, 0], ahead, like)

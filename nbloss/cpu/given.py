@@ -81,6 +81,20 @@ class Beside(NamedTuple):
     place: Any
 
 
+class Turn(NamedTuple):
+    """What is done beside the sums of a vector of rows of a tile, of as many vectors as classes: a vector of one class
+    is moved beside each exponential.
+    """
+
+    copies: Any  # whether that class of x is copied from row `source` on, to the other tile, from `to` on
+    x: Any
+    source: Any
+    to: Any
+    writes: Any  # whether the results that lie there go to that class of `out` first, from row `place` on
+    out: Any
+    place: Any
+
+
 class Column(NamedTuple):
     """A vector of rows, one lane for each."""
 

@@ -29,11 +29,13 @@ from nbloss.layout import are_side_by_side
 from nbloss.problem import GRADIENT, LOSS_ONLY, Array
 
 # Rows that lie side by side share a tile of vectors of rows: as wide as TILE_BYTES allow, up to WIDEST vectors, for
-# long lines suit memory (of classes that are aliased, twice that, and two tiles; see ``tiles``). More bytes, malloc may
-# ask the operating system for each time. Of many classes, it is USUAL vectors wide all the same (1000: 1.9 times
-# faster than one). A unit is TILES_A_UNIT of them, which write whole lines (16 x 21 x 256 x 256: 0.85 of the time of
-# one); fewer where units would be too FEW.
-WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT = 16, (1 << 17) - 1, 8, 8
+# long lines suit memory (of classes that are aliased, twice that; see ``tiles``). More bytes, malloc may ask the
+# operating system for each time. Of many classes, it is USUAL vectors wide all the same (1000: 1.9 times faster than
+# one). A unit is TILES_A_UNIT of them, which write whole lines (16 x 21 x 256 x 256: 0.85 of the time of one); fewer
+# where units would be too FEW. From FEWEST classes on, up to twice WIDEST, tiles that are moved by vectors are as wide
+# as there are classes, and TURNS_A_UNIT of them a unit, whose first one is copied in a burst (16 x 21 x 256 x 256: 0.96
+# of the time of 8 of them, with the gradient 0.94).
+WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT, FEWEST, TURNS_A_UNIT = 16, (1 << 17) - 1, 8, 8, 8, 24
 # Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed: units as wide as lines are,
 # or WIDEST_STREAM vectors (512 rows of 32000: 0.8 of the time of half of that), SPAN vectors or LEAST lines to a block.
 # Tiles took 4 times as long for 512 rows of 32000, and 30 for 8 rows of 1000000; of 3000 classes, gradients are faster
@@ -150,7 +152,7 @@ def prepare(
     elif fold > 1 or classes * VECTOR_BYTES > _tallest(x, step, kind, form):
         cut = _cut_for_streams(x, step, fold)
     else:
-        cut = _cut_for_tiles(x, step, nontemporal > 0)
+        cut = _cut_for_tiles(x, step, kind == PROBABILITIES or smoothing > 0.0, nontemporal > 0)
     share, uniform, like = 1.0 - smoothing, smoothing / classes, like_of(weight.dtype.char)
     numbers = Numbers(
         kind, value, form, nontemporal, ignore, scan, pieces_of(t) if scan else 0, mean, cut.per_unit, cut.breadth,
@@ -224,18 +226,21 @@ def _cut_for_streams(x: Array, step: int, fold: int) -> Cut:
     return Cut(STREAMS, units, elements, lines, breadth, room_of_stream(lines, breadth, step), cuts)
 
 
-def _cut_for_tiles(x: Array, step: int, past_caches: bool) -> Cut:
+def _cut_for_tiles(x: Array, step: int, dense: bool, past_caches: bool) -> Cut:
     _, outer, classes, inner = x.shape
-    aliased = are_aliased(classes, x.strides[2])
+    aliased, by_vector = are_aliased(classes, x.strides[2]), not dense and FEWEST <= classes <= 2 * WIDEST
     per_unit, breadth = SHARED if outer > 1 and abs(x.strides[1]) < abs(x.strides[3]) else LINED_UP, 1
     if _fill_lines(x, step):
         vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
         # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache of
         # their own.
         breadth = max(min(2 * WIDEST if aliased else WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
-        per_unit = breadth * max(min(TILES_A_UNIT, outer * -(-inner // (breadth * step)) // FEW), 1)
+        tiles_a_unit = TILES_A_UNIT
+        if by_vector:
+            breadth, tiles_a_unit = classes, TURNS_A_UNIT
+        per_unit = breadth * max(min(tiles_a_unit, outer * -(-inner // (breadth * step)) // FEW), 1)
     units, elements = outer * -(-inner // (per_unit * step)), classes * min(per_unit * step, _whole(x, step))
-    room = room_of_tile(aliased, classes, per_unit, breadth, step, past_caches)
+    room = room_of_tile(by_vector, aliased, classes, per_unit, breadth, step, past_caches)
     return Cut(TILES, units, elements, per_unit, breadth, room)
 
 

@@ -104,7 +104,7 @@ def _(context, builder, sig, args):
 
 def line_at(a, i, count):
     """a[i] and what follows it, `count` elements, but of an array without any; borrowed."""
-    return np.lib.stride_tricks.as_strided(a[i], (count if a.shape[1] else 0,), a.strides[1:])
+    return np.lib.stride_tricks.as_strided(a[i:], (count if a.shape[1] else 0,), a.strides[1:])
 
 
 def _line_type(a):
