@@ -106,6 +106,29 @@ def no_turn(operands, i):
 
 
 @inline
+def _move(x, ahead, tile, turn, n, like):
+    """Move the vector n elements further."""
+    prefetch(x, ahead + n, like)
+    if turn.writes:
+        stream(turn.out, turn.place + n, load(tile, turn.to + n, like))
+    store(tile, turn.to + n, load(turn.x, turn.source + n, like))
+
+
+@inline
+def _add_unless_target(labels, j, v, e, rest, x_t):
+    """(rest + e, x_t), and of rows whose target is class j (rest, v)."""
+    left_out = labelled(labels, j)
+    return where(left_out, rest, rest + e), where(left_out, v, x_t)
+
+
+@inline
+def _add_unless_tied(v, m, e, rest, ties):
+    """(rest + e, ties), and of rows whose maximum is v (rest, ties + 1)."""
+    left_out = v == m
+    return where(left_out, rest, rest + e), where(left_out, ties + 1.0, ties)
+
+
+@inline
 def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetched, breadth, turn, like):
     """Add classes begin, …, end - 1 to the sums; for a gradient, their exponentials take their place.
 
@@ -131,34 +154,23 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
         if turn.copies:  # of targets without dense mass
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
-                place = j * lanes(like)
-                prefetch(x[i, 0], ahead + place, like)
-                if turn.writes:
-                    stream(turn.out, turn.place + place, load(tile, turn.to + place, like))
-                store(tile, turn.to + place, load(turn.x, turn.source + place, like))
+                _move(x[i, 0], ahead, tile, turn, j * lanes(like), like)
                 if kind == CLASS_INDEX:
-                    left_out = labelled(labels, j)
-                    x_t = where(left_out, v, x_t)
+                    rest_block, x_t = _add_unless_target(labels, j, v, e, rest_block, x_t)
                 else:
-                    left_out = v == m
-                    ties_block = where(left_out, ties_block + 1.0, ties_block)
-                rest_block = where(left_out, rest_block, rest_block + e)
+                    rest_block, ties_block = _add_unless_tied(v, m, e, rest_block, ties_block)
         elif kind == CLASS_INDEX and uniform == 0.0:
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
                 prefetch(x[i, 0], ahead, like)
                 ahead, left = next_vector(ahead, left, breadth, next_class, like)
-                left_out = labelled(labels, j)
-                x_t = where(left_out, v, x_t)
-                rest_block = where(left_out, rest_block, rest_block + e)
+                rest_block, x_t = _add_unless_target(labels, j, v, e, rest_block, x_t)
         elif kind == NO_TARGET:
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
                 prefetch(x[i, 0], ahead, like)
                 ahead, left = next_vector(ahead, left, breadth, next_class, like)
-                left_out = v == m
-                ties_block = where(left_out, ties_block + 1.0, ties_block)
-                rest_block = where(left_out, rest_block, rest_block + e)
+                rest_block, ties_block = _add_unless_tied(v, m, e, rest_block, ties_block)
         else:
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
@@ -167,12 +179,9 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
                     prefetch_far(q[i, 0], ahead, like)
                 ahead, left = next_vector(ahead, left, breadth, next_class, like)
                 if kind == CLASS_INDEX:
-                    left_out = labelled(labels, j)
-                    x_t = where(left_out, v, x_t)
+                    rest_block, x_t = _add_unless_target(labels, j, v, e, rest_block, x_t)
                 else:
-                    left_out = v == m
-                    ties_block = where(left_out, ties_block + 1.0, ties_block)
-                rest_block = where(left_out, rest_block, rest_block + e)
+                    rest_block, ties_block = _add_unless_tied(v, m, e, rest_block, ties_block)
                 mass_j = _mass_at(q, weight, mode, i, j, k, count, like)
                 gap_block = add_gap(gap_block, mass_j, m, v)
                 mass_block = mass_block + mass_j

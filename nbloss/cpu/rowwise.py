@@ -228,19 +228,20 @@ def _cut_for_streams(x: Array, step: int, fold: int) -> Cut:
 
 def _cut_for_tiles(x: Array, step: int, dense: bool, past_caches: bool) -> Cut:
     _, outer, classes, inner = x.shape
-    aliased, by_vector = are_aliased(classes, x.strides[2]), not dense and FEWEST <= classes <= 2 * WIDEST
+    aliased = are_aliased(classes, x.strides[2])
     per_unit, breadth = SHARED if outer > 1 and abs(x.strides[1]) < abs(x.strides[3]) else LINED_UP, 1
     if _fill_lines(x, step):
-        vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
-        # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache of
-        # their own.
-        breadth = max(min(2 * WIDEST if aliased else WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
-        tiles_a_unit = TILES_A_UNIT
-        if by_vector:
+        if FEWEST <= classes <= 2 * WIDEST and not dense:
             breadth, tiles_a_unit = classes, TURNS_A_UNIT
+        else:
+            vector = (classes + FACTS * TILES_A_UNIT) * VECTOR_BYTES
+            # Even, so that classes, with a vector before each, lie an odd number of lines apart: in sets of the cache
+            # of their own.
+            breadth = max(min(2 * WIDEST if aliased else WIDEST, (TILE_BYTES // vector - 1) & -2), USUAL)
+            tiles_a_unit = TILES_A_UNIT
         per_unit = breadth * max(min(tiles_a_unit, outer * -(-inner // (breadth * step)) // FEW), 1)
     units, elements = outer * -(-inner // (per_unit * step)), classes * min(per_unit * step, _whole(x, step))
-    room = room_of_tile(by_vector, aliased, classes, per_unit, breadth, step, past_caches)
+    room = room_of_tile(dense, aliased, classes, per_unit, breadth, step, past_caches)
     return Cut(TILES, units, elements, per_unit, breadth, room)
 
 
