@@ -5,7 +5,7 @@ Class j of the vector lies at tile[at + j * lead], with another vector of the ti
 
 import numpy as np
 
-from nbloss.cpu.given import Column, Turn
+from nbloss.cpu.given import Column
 from nbloss.cpu.labels import labelled, without_class
 from nbloss.cpu.per_row import gradient_facts, row_factors, row_facts, row_weights
 from nbloss.cpu.simd import (
@@ -13,10 +13,8 @@ from nbloss.cpu.simd import (
     fma,
     inline,
     lanes,
-    line_at,
     load,
     maximum,
-    plane_of,
     prefetch,
     prefetch_far,
     read,
@@ -91,30 +89,6 @@ def next_vector(ahead, left, breadth, next_class, like):
 
 
 @inline
-def turn_of(operands, i, copies, j, source, to, writes, place):
-    """Rows of class j are moved."""
-    x, out = operands.x, operands.out
-    rows = x.shape[2]
-    return Turn(copies, line_at(plane_of(x, i), j, rows), source, to, writes, line_at(plane_of(out, i), j, rows), place)
-
-
-@inline
-def no_turn(operands, i):
-    """Nothing is moved."""
-    nowhere = np.int64(0)
-    return turn_of(operands, i, False, nowhere, nowhere, nowhere, False, nowhere)
-
-
-@inline
-def _move(x, ahead, tile, turn, n, like):
-    """Move the vector n elements further."""
-    prefetch(x, ahead + n, like)
-    if turn.writes:
-        stream(turn.out, turn.place + n, load(tile, turn.to + n, like))
-    store(tile, turn.to + n, load(turn.x, turn.source + n, like))
-
-
-@inline
 def _add_unless_target(labels, j, v, e, rest, x_t):
     """(rest + e, x_t), and of rows whose target is class j (rest, v)."""
     left_out = labelled(labels, j)
@@ -129,14 +103,13 @@ def _add_unless_tied(v, m, e, rest, ties):
 
 
 @inline
-def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetched, breadth, turn, like):
+def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetched, breadth, like):
     """Add classes begin, …, end - 1 to the sums; for a gradient, their exponentials take their place.
 
     Beside it, x and q are fetched from `fetched` on: where, and the vectors to the end of `breadth` ones, after which
-    the next class follows; or vectors of one class are moved in `turn`. Returns the sums, and the maxima of the vector
-    after it in the tile: found in a loop of their own, 16 x 21 x 256 x 256 took 1.1 times as long. Targets without
-    dense mass have loops of their own: with what the others need besides, AVX2's 16 registers did not suffice, and
-    these took 1.07 to 1.1 times as long.
+    the next class follows. Returns the sums, and the maxima of the vector after it in the tile: found in a loop of
+    their own, 16 x 21 x 256 x 256 took 1.1 times as long. Targets without dense mass have loops of their own: with what
+    the others need besides, AVX2's 16 registers did not suffice, and these took 1.07 to 1.1 times as long.
     """
     i, k, count, labels, m, scale, _, _ = column
     x, q, weight = operands.x, operands.q, operands.weight
@@ -151,15 +124,7 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
     for block in range(begin, end, size):  # sums of a block, and of these with what rounding takes from it
         rest_block = gap_block = mass_block = ties_block = zero
         last = min(block + size, end)
-        if turn.copies:  # of targets without dense mass
-            for j in range(block, last):
-                v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
-                _move(x[i, 0], ahead, tile, turn, j * lanes(like), like)
-                if kind == CLASS_INDEX:
-                    rest_block, x_t = _add_unless_target(labels, j, v, e, rest_block, x_t)
-                else:
-                    rest_block, ties_block = _add_unless_tied(v, m, e, rest_block, ties_block)
-        elif kind == CLASS_INDEX and uniform == 0.0:
+        if kind == CLASS_INDEX and uniform == 0.0:
             for j in range(block, last):
                 v, e, beside = _exp_of_class(tile, j * lead + at, scale, form, beside, like)
                 prefetch(x[i, 0], ahead, like)
@@ -191,6 +156,30 @@ def sum_classes(operands, mode, column, tile, begin, end, at, lead, sums, fetche
         if kind == PROBABILITIES or uniform != 0.0:
             gap, mass = add_to(gap, gap_block), add_to(mass, mass_block)
     return (*rest, *gap, *mass, *ties, x_t), beside
+
+
+@inline
+def sum_beside_turn(operands, mode, column, tile, classes, at, lead, ahead, turn, like):
+    """As `sum_classes` of all classes, at most BLOCK, where none has dense mass; beside each, a vector is moved in
+    `turn`, and one fetched from `ahead` on.
+    """
+    x = operands.x
+    i, _, _, labels, m, scale, _, _ = column
+    zero = broadcast(0.0, like)
+    beside = broadcast(-np.inf, like)
+    rest = ties = x_t = zero
+    for j in range(classes):
+        v, e, beside = _exp_of_class(tile, j * lead + at, scale, mode.form, beside, like)
+        place = j * lanes(like)
+        prefetch(x[i, 0], ahead + place, like)
+        if turn.writes:
+            stream(turn.out, turn.place + place, load(tile, turn.to + place, like))
+        store(tile, turn.to + place, load(turn.x, turn.source + place, like))
+        if mode.kind == CLASS_INDEX:
+            rest, x_t = _add_unless_target(labels, j, v, e, rest, x_t)
+        else:
+            rest, ties = _add_unless_tied(v, m, e, rest, ties)
+    return (rest, zero, zero, zero, zero, zero, ties, zero, x_t), beside
 
 
 @inline

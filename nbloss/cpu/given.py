@@ -82,12 +82,11 @@ class Beside(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What is done beside the sums of a vector of rows of a tile, of as many vectors as classes: a vector of one class
-    is moved beside each exponential.
+    """What is done beside the sums of a vector of rows of a tile, of as many vectors as classes: those of one class of
+    the other tile are moved.
     """
 
-    copies: Any  # whether that class of x is copied from row `source` on, to the other tile, from `to` on
-    x: Any
+    x: Any  # that class of x is copied from row `source` on, to the other tile, from `to` on
     source: Any
     to: Any
     writes: Any  # whether the results that lie there go to that class of `out` first, from row `place` on

@@ -20,7 +20,6 @@ from nbloss.cpu.columns import (
     finish_classes,
     next_vector,
     no_sums,
-    no_turn,
     parts_of,
     sum_classes,
     to_next_class,
@@ -193,9 +192,7 @@ def sum_piece(operands, mode, unit, piece, like, scratch):
             sums = _raised(mode, sums, former, m, old, reference, like)
             column = column_of(i, k, count, load(kept, here + LABELS_AT * step, like), _finite(m, like), reference)
             fetched = k + step + begin * next_line, np.int64(1)
-            sums, _ = sum_classes(
-                operands, mode, column, memory, begin, end, block, step, sums, fetched, 1, no_turn(operands, i), like
-            )
+            sums, _ = sum_classes(operands, mode, column, memory, begin, end, block, step, sums, fetched, 1, like)
             store_all(kept, here + SUMS_AT * step, sums)
 
 

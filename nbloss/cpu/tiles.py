@@ -5,7 +5,8 @@ A tile (classes, vectors of rows, lanes) is copied next to the core, where strid
 
 import numpy as np
 
-from nbloss.cpu.columns import column_of, facts_of, finish_classes, no_sums, no_turn, sum_classes, turn_of
+from nbloss.cpu.columns import column_of, facts_of, finish_classes, no_sums, sum_beside_turn, sum_classes
+from nbloss.cpu.given import Turn
 from nbloss.cpu.per_row import add_losses, nan_if_infinite, row_labels
 from nbloss.cpu.simd import (
     VECTOR_BYTES,
@@ -16,10 +17,12 @@ from nbloss.cpu.simd import (
     inline,
     lanes,
     lent_to,
+    line_at,
     line_before,
     load,
     load_transposed,
     maximum,
+    plane_of,
     read_into,
     store,
     store_transposed,
@@ -130,22 +133,25 @@ def tiles(operands, mode, unit, like, scratch):
         moves = copies and by_vector and after - high == breadth * step
         for k in range(low, high, step):
             count, at = min(step, high - k), here + before + k - low
-            done, turn = (k - low) // step, no_turn(operands, i)
+            done = (k - low) // step
             if copies:
                 fetched = _next_classes(x, high, after, done, breadth, like)
             else:
                 fetched = _next_tile(x, low, k, breadth, lined_up, like)
-            if moves:
-                turn = turn_of(operands, i, True, done, high, other + done * lead + before, late >= 0, late)
-            elif copies:
+            if copies and not moves:
                 for j in range(classes * done // breadth, classes * (done + 1) // breadth):
                     read_into(tile, other + j * lead + before, x[i, j], high, after, like)
             m = nan_if_infinite(m)
             labels = row_labels(operands, mode, scratch, i, k, count, like)
             column = column_of(i, k, count, labels, m, m)
-            sums, m = sum_classes(
-                operands, mode, column, tile, 0, classes, at, lead, no_sums(like), fetched, breadth, turn, like
-            )
+            if moves:
+                its_out = line_at(plane_of(out, i), done, x.shape[2])
+                turn = Turn(x[i, done], high, other + done * lead + before, late >= 0, its_out, late)
+                sums, m = sum_beside_turn(operands, mode, column, tile, classes, at, lead, fetched[0], turn, like)
+            else:
+                sums, m = sum_classes(
+                    operands, mode, column, tile, 0, classes, at, lead, no_sums(like), fetched, breadth, like
+                )
             known, facts = facts_of(operands, mode, column, scratch, sums, like)
             finish_classes(operands, mode, column, tile, 0, classes, at, lead, facts, like)
             at = facts_at + k - start
