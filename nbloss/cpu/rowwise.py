@@ -33,9 +33,9 @@ from nbloss.problem import GRADIENT, LOSS_ONLY, Array
 # operating system for each time. Of many classes, it is USUAL vectors wide all the same (1000: 1.9 times faster than
 # one). A unit is TILES_A_UNIT of them, which write whole lines (16 x 21 x 256 x 256: 0.85 of the time of one); fewer
 # where units would be too FEW. From FEWEST classes on, up to twice WIDEST, tiles that are moved by vectors are as wide
-# as there are classes, and TURNS_A_UNIT of them a unit, whose first one is copied in a burst (16 x 21 x 256 x 256: 0.96
-# of the time of 8 of them, with the gradient 0.94).
-WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT, FEWEST, TURNS_A_UNIT = 16, (1 << 17) - 1, 8, 8, 8, 24
+# as there are classes, and TURNS_A_UNIT of them a unit, whose first one is copied in a burst (16 x 21 x 256 x 256: 0.95
+# of the time of 8 of them, with the gradient 0.85).
+WIDEST, TILE_BYTES, USUAL, TILES_A_UNIT, FEWEST, TURNS_A_UNIT = 16, (1 << 17) - 1, 8, 8, 8, 48
 # Of so many classes that a vector of rows takes more than TALLEST bytes, they are streamed: units as wide as lines are,
 # or WIDEST_STREAM vectors (512 rows of 32000: 0.8 of the time of half of that), SPAN vectors or LEAST lines to a block.
 # Tiles took 4 times as long for 512 rows of 32000, and 30 for 8 rows of 1000000; of 3000 classes, gradients are faster
