@@ -79,6 +79,15 @@ def test_weights_of_short_lines(rng, columns):
             close(result, wanted)
 
 
+def test_smoothing_that_vanishes(rng):
+    """A sixteenth of it is 0: tiles have the room of targets with dense mass, and the kernel no such mass."""
+    x, labels = rng.standard_normal((16, 16, 1024)), rng.integers(0, 16, (16, 1024))
+    loss, gradient = nbloss.cross_entropy.value_and_grad(x, labels, label_smoothing=5e-324)
+    expected = nbloss.cross_entropy.value_and_grad(x, labels)
+    close(loss, expected[0], "float64")
+    close(gradient, expected[1], "float64")
+
+
 @pytest.mark.parametrize(("classes", "inner"), [(3, 300), (3, 301), (8, 700), (17, 1024)])
 def test_planes_past_the_caches(rng, monkeypatch, classes, inner):
     """Several tiles to a unit; in the last two cases, one is moved by vectors while the one before it is worked out."""

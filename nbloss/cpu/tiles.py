@@ -55,16 +55,6 @@ def are_aliased(classes, apart):
     return classes > WAYS and apart % PAGE == 0
 
 
-def _turns(dense, aliased, classes, breadth):
-    """(whether there are two tiles, whether they are moved by vectors): not where every class has dense mass."""
-    by_vector = breadth == classes and not dense
-    two = (by_vector or aliased) and breadth > 1 and classes * (breadth + 1) * VECTOR_BYTES <= SMALL
-    return two, two and by_vector
-
-
-_are_aliased, _turns_of = inline(are_aliased), inline(_turns)
-
-
 def room_of_tile(dense, aliased, classes, per_unit, breadth, step, past_caches):
     """Elements of memory for a tile, or two, and, behind it, the FACTS of its unit's rows.
 
@@ -73,7 +63,9 @@ def room_of_tile(dense, aliased, classes, per_unit, breadth, step, past_caches):
     """
     facts = FACTS * (per_unit + 1) * step
     if breadth > 1:
-        return facts + (2 if _turns(dense, aliased, classes, breadth)[0] else 1) * classes * (breadth + 1) * step
+        by_vector = breadth == classes and not dense
+        in_turns = (by_vector or aliased) and classes * (breadth + 1) * VECTOR_BYTES <= SMALL
+        return facts + (2 if in_turns else 1) * classes * (breadth + 1) * step
     return facts + (classes + step) * step + ((classes + 1) * step if past_caches else 0)
 
 
@@ -106,9 +98,9 @@ def tiles(operands, mode, unit, like, scratch):
     by_line = nontemporal and lined_up and in_line and classes >= 2 * step
     band, written = facts_at - (classes + 1) * step, start * classes
     # Where the tile that is worked out lies, and the other, which the next one is copied to meanwhile; both are 0 where
-    # there is one tile only.
-    dense = mode.kind == PROBABILITIES or mode.uniform != 0.0
-    turns, by_vector = _turns_of(dense, _are_aliased(classes, x.strides[1]), classes, breadth)
+    # there is room for one only. Its room is asked, not the options: smoothing of 1e-46 is 0 in float32.
+    turns = breadth > 1 and facts_at > classes * lead
+    by_vector = turns and breadth == classes and mode.kind != PROBABILITIES and mode.uniform == 0.0
     here, other = np.int64(0), np.int64(classes * lead if turns else 0)
     # Whether results may be moved by vectors, and the first row of those that wait in the other tile to be, or -1.
     in_step = out.strides[2] == out.itemsize and out.strides[1] % (out.itemsize * step) == 0
