@@ -128,11 +128,11 @@ def tiles(operands, mode, unit, like, scratch):
             done = (k - low) // step
             if copies:
                 fetched = _next_classes(x, high, after, done, breadth, like)
+                if not moves:
+                    for j in range(classes * done // breadth, classes * (done + 1) // breadth):
+                        read_into(tile, other + j * lead + before, x[i, j], high, after, like)
             else:
                 fetched = _next_tile(x, low, k, breadth, lined_up, like)
-            if copies and not moves:
-                for j in range(classes * done // breadth, classes * (done + 1) // breadth):
-                    read_into(tile, other + j * lead + before, x[i, j], high, after, like)
             m = nan_if_infinite(m)
             labels = row_labels(operands, mode, scratch, i, k, count, like)
             column = column_of(i, k, count, labels, m, m)
